@@ -1,0 +1,7 @@
+"""`python -m tegu`."""
+
+import sys
+
+from tegu.cli import main
+
+sys.exit(main())

@@ -1,0 +1,102 @@
+"""Every error that a user may meet, each with its exit code.
+
+An error is one line: what failed, why; `hint` says what to do. The front door prints it and exits
+with `exit_code`; a traceback that reaches the user is a bug.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BuildError",
+    "DefinitionError",
+    "FetchError",
+    "LockError",
+    "MachineError",
+    "PlanFailed",
+    "SolveError",
+    "StoreError",
+    "TeguError",
+    "UnsupportedError",
+    "UsageError",
+    "VerifyError",
+]
+
+
+class TeguError(Exception):
+    """Base of all errors shown to a user; `message` is one clear line."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(TeguError):
+    """The command line does not fit together."""
+
+    exit_code = 2
+
+
+class DefinitionError(TeguError):
+    """The definition is wrong; the message starts with `file:line: key`."""
+
+    exit_code = 3
+
+
+class LockError(TeguError):
+    """The lock is missing, unreadable or does not belong to the definition."""
+
+    exit_code = 4
+
+
+class SolveError(TeguError):
+    """No set of packages satisfies the definition."""
+
+    exit_code = 5
+
+
+class FetchError(TeguError):
+    """A mirror could not be reached, or did not deliver."""
+
+    exit_code = 6
+
+
+class VerifyError(TeguError):
+    """A signature or a checksum does not hold; nothing unverified is ever used or kept."""
+
+    exit_code = 7
+
+
+class StoreError(TeguError):
+    """The store cannot be read or written (disk full, permissions, foreign format)."""
+
+    exit_code = 8
+
+
+class BuildError(TeguError):
+    """A build step failed."""
+
+    exit_code = 9
+
+
+class MachineError(TeguError):
+    """A machine did not start, answer or stop."""
+
+    exit_code = 10
+
+
+class PlanFailed(TeguError):  # noqa: N818 - a plan that fails is an outcome
+    """A test plan ran to its end and at least one expectation did not hold."""
+
+    exit_code = 11
+
+
+class UnsupportedError(TeguError):
+    """This machine cannot do it; the message is `unsupported: <reason>`."""
+
+    exit_code = 12
+
+    def __init__(self, reason: str, *, hint: str | None = None) -> None:
+        super().__init__(f"unsupported: {reason}", hint=hint)

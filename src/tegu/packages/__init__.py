@@ -1,0 +1,52 @@
+"""Package repositories: index, verify, solve, lock, fetch; and package files, read and written.
+
+`make_lock` turns a definition into a `Lock` (exact packages), `fetch_all` brings the packages of a
+lock into the store, `open_deb` and `write_deb` read and write one package file. Package formats
+other than deb have their place beside the deb modules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tegu.packages.lock import LOCAL, Lock, LockedPackage, LockedRepository
+
+if TYPE_CHECKING:
+    from tegu.packages.compare import diff
+    from tegu.packages.deb import open_deb
+    from tegu.packages.fetch import fetch_all
+    from tegu.packages.lockfile import default_lock_path
+    from tegu.packages.make import make_lock, provide_local, stale
+
+__all__ = [
+    "LOCAL",
+    "Lock",
+    "LockedPackage",
+    "LockedRepository",
+    "default_lock_path",
+    "diff",
+    "fetch_all",
+    "make_lock",
+    "open_deb",
+    "provide_local",
+    "stale",
+]
+
+_HOMES = {
+    "default_lock_path": "tegu.packages.lockfile",
+    "diff": "tegu.packages.compare",
+    "fetch_all": "tegu.packages.fetch",
+    "make_lock": "tegu.packages.make",
+    "open_deb": "tegu.packages.deb",
+    "provide_local": "tegu.packages.make",
+    "stale": "tegu.packages.make",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is heavy when it is first used, so that reading a lock stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

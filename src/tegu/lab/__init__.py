@@ -1,0 +1,69 @@
+"""Machines (QEMU, SSH hosts, this one) and what is run on them: plans, and results that last.
+
+A `Machine` is the only way any room reaches a guest or a host. `boot` leaves one running; a `Plan`
+says what to run on machines and what to expect; `run_plan` runs it and returns a `Report`.
+"""
+
+from __future__ import annotations
+
+from tegu.lab.boot import (
+    Booted,
+    Stopped,
+    boot,
+    cloud_init,
+    copy,
+    is_definition,
+    stop,
+)
+from tegu.lab.flags import machine_options
+from tegu.lab.local import LocalMachine
+from tegu.lab.machine import Machine, Result
+from tegu.lab.options import Forward, QemuOptions
+from tegu.lab.plan import MachinePlan, Plan
+from tegu.lab.plan_file import load_plan
+from tegu.lab.qemu import QemuMachine
+from tegu.lab.registry import MachineRecord, Registry
+from tegu.lab.remote import SshMachine
+from tegu.lab.results import STATUSES, MachineReport, Report, StepResult, read_report
+from tegu.lab.results import as_json as report_json
+from tegu.lab.runner import Event, run_plan
+from tegu.lab.seed import Seed
+from tegu.lab.serial import attach
+from tegu.lab.testing import run_tests, write_reports
+from tegu.lab.variables import system_variables
+
+__all__ = [
+    "STATUSES",
+    "Booted",
+    "Event",
+    "Forward",
+    "LocalMachine",
+    "Machine",
+    "MachinePlan",
+    "MachineRecord",
+    "MachineReport",
+    "Plan",
+    "QemuMachine",
+    "QemuOptions",
+    "Registry",
+    "Report",
+    "Result",
+    "Seed",
+    "SshMachine",
+    "StepResult",
+    "Stopped",
+    "attach",
+    "boot",
+    "cloud_init",
+    "copy",
+    "is_definition",
+    "load_plan",
+    "machine_options",
+    "read_report",
+    "report_json",
+    "run_plan",
+    "run_tests",
+    "stop",
+    "system_variables",
+    "write_reports",
+]

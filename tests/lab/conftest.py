@@ -1,0 +1,57 @@
+"""What the lab's tests share: registries of their own, and what this machine has."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tegu.lab.arch import facts_for
+from tegu.lab.binary import QemuBinary, find_qemu
+from tegu.lab.guests import GUESTS
+from tegu.lab.options import QemuOptions
+from tegu.lab.registry import Registry
+
+
+@pytest.fixture(autouse=True)
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every record, cache and private directory of a test apart from the user's."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """An empty registry."""
+    return Registry(tmp_path / "registry")
+
+
+@pytest.fixture
+def need() -> Callable[[str], str]:
+    """Return a function that skips the test, saying so, unless a program is installed."""
+
+    def check(program: str) -> str:
+        path = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+        if path is None:
+            pytest.skip(f"{program} is not installed here")
+        return path
+
+    return check
+
+
+@pytest.fixture
+def qemu(need: Callable[[str], str]) -> QemuBinary:
+    """The emulator of this machine's own architecture."""
+    facts = facts_for(None)
+    need(facts.qemu)
+    return find_qemu(facts)
+
+
+@pytest.fixture
+def talker(tmp_path: Path, qemu: QemuBinary) -> QemuOptions:
+    """A machine that says one line on its console, again and again, and answers nothing."""
+    kernel = tmp_path / "talker"
+    kernel.write_bytes(GUESTS[facts_for(None).name])
+    return QemuOptions(kernel=kernel, memory=64 << 20, cpus=1, accelerator="tcg", name="talker")

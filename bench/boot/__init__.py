@@ -1,0 +1,1 @@
+"""How long from the kernel's start until a cloud machine can be used? Tegu against stock Debian."""

@@ -27,6 +27,9 @@ from tegu.store import Store
 
 __all__ = ["KIND", "Entry", "Unpacked", "content_hash", "open_unpacked", "unpack_missing"]
 
+_PART = 1 << 18
+_JOB = struct.Struct("=i")
+
 KIND = "packages-1"  # raise it when what is recorded changes
 
 
@@ -97,12 +100,19 @@ class Unpacked:
         return None
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path | str) -> str:
     """Return the XXH3-128 (hex) of a file's content: against rot, not against an attacker."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as f:
-        while chunk := f.read(1 << 18):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        whole = os.read(fd, _PART)
+        if len(whole) < _PART and not os.read(fd, 1):  # nearly every file
+            return xxhash.xxh3_128_hexdigest(whole)
+        digest = xxhash.xxh3_128(whole)
+        os.lseek(fd, len(whole), os.SEEK_SET)
+        while chunk := os.read(fd, _PART):
             digest.update(chunk)
+    finally:
+        os.close(fd)
     return digest.hexdigest()
 
 
@@ -152,9 +162,6 @@ def unpack_missing(
     finally:
         os.close(jobs)
     return sorted(p.name for p in missing)
-
-
-_JOB = struct.Struct("=i")
 
 
 def _unpack_share(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,28 @@ def image_hash(built: Built) -> str:
     return built.images.images[0].sha256
 
 
+# What a build reads but never decides by.
+_SHARED = ("blobs", "partial", "indexes", "packages-1", "tools-1", "bytecode-1")
+
+
+@pytest.fixture(scope="session")
+def own_store(shared_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with the shared one's downloads and this run's own trees and images.
+
+    Whether a step runs is what many of these tests ask: an earlier run must not answer.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "store"
+    with shared_store.locked("tests-own-store"):
+        if not root.exists():
+            root.mkdir()
+            near = root.stat().st_dev == shared_store.root.stat().st_dev
+            for name in _SHARED if near else ("indexes",):
+                (shared_store.root / name).mkdir(exist_ok=True)
+                (root / name).symlink_to(shared_store.root / name)
+    return Store(root)
+
+
 @pytest.fixture(scope="session")
 def small_lock(shared_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lock of the small system, made once: its date is every test's date."""
@@ -83,7 +106,7 @@ def small_lock(shared_store: Store, tmp_path_factory: pytest.TempPathFactory) ->
     path = directory / "tegu.toml"
     path.write_text(SMALL.format(packages="", rest=""))
     lock = make_lock(load(path), shared_store)
-    # One date for all runs of the tests: trees made by an earlier run are good for this one.
+    # One date for all workers: trees made by one are good for the others.
     dataclasses.replace(lock, timestamp=lock.timestamp // 604800 * 604800).write(
         directory / "tegu.lock"
     )
@@ -91,14 +114,14 @@ def small_lock(shared_store: Store, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def small(shared_store: Store, tmp_path: Path, small_lock: Path) -> Small:
+def small(own_store: Store, tmp_path: Path, small_lock: Path) -> Small:
     """The small system in a directory of its own; its tree is in the store."""
     directory = tmp_path / "small"
     directory.mkdir()
-    system = Small(directory, shared_store)
+    system = Small(directory, own_store)
     system.write()
     (directory / "tegu.lock").write_bytes(small_lock.read_bytes())
-    with shared_store.locked("tests-small"):
+    with own_store.locked("tests-small"):
         system.build()
     return system
 

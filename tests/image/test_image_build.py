@@ -146,16 +146,21 @@ def test_a_newer_package_equals_a_clean_build(small: Small, deb: Deb) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "why"),
+    ("name", "script", "why"),
     [
-        ("echo changed >>/etc/environment\n", "configuring it changes /etc/environment"),
-        ("chmod 700 /usr/share/misc\n", "mode or owner of /usr/share/misc"),
+        (
+            "tegu-test-meddler",
+            "echo changed >>/etc/environment\n",
+            "configuring it changes /etc/environment",
+        ),
+        ("tegu-test-chmodder", "chmod 700 /usr/share/misc\n", "mode or owner of /usr/share/misc"),
     ],
 )
 def test_a_package_that_meddles_is_built_from_scratch(
-    small: Small, deb: Deb, script: str, why: str
+    small: Small, deb: Deb, name: str, script: str, why: str
 ) -> None:
-    path = deb("tegu-test-meddler", "1", {}, scripts={"postinst": f"#!/bin/sh\n{script}"})
+    # Two names: one package in two forms would be an update, which is refused for another reason.
+    path = deb(name, "1", {}, scripts={"postinst": f"#!/bin/sh\n{script}"})
     small.write(packages=f'local = ["{path}"]')
     step = next(s for s in small.build().steps if s.name == "tree")
     assert step.outcome == "ran"

@@ -18,7 +18,10 @@ def server(*answers: bytes | None) -> Iterator[int]:
 
     def serve() -> None:
         for answer in answers:
-            line, _ = listener.accept()
+            try:
+                line, _ = listener.accept()
+            except OSError:
+                return
             kept.append(line)
             if answer is not None:
                 line.sendall(answer)
@@ -29,6 +32,9 @@ def server(*answers: bytes | None) -> Iterator[int]:
     try:
         yield listener.getsockname()[1]
     finally:
+        # A client may have given up early: end the wait for it.
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
         listener.close()
         for line in kept:
             line.close()

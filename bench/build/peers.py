@@ -66,7 +66,7 @@ class Mmdebstrap:
 
     def build(self, case: Case) -> Usage:
         packages = [*PACKAGES, *([ADDED] if case == "package" else [])]
-        argv = [self.program, "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
+        argv = [self.program, "--quiet", "--variant=essential", f"--include={','.join(packages)}"]
         return measure(
             [*argv, SUITE, self.output, self.place.mirror.uri()],
             env={**os.environ, "TMPDIR": str(self.place.work)},

@@ -30,12 +30,16 @@ PACKAGES = (
     "cloud-init",
     "dbus",
     "linux-image-cloud-amd64",
+    "login",
     "openssh-server",
     "systemd",
     "systemd-sysv",
     "udev",
 )
-"""The system: what a cloud machine needs at least, recommendations left out."""
+"""The system: what a cloud machine needs at least, recommendations left out.
+
+`login` is of priority required: some builders add those by themselves, others only essential ones.
+"""
 
 ADDED = "less"
 """The one package more: small, with a maintainer script (an alternative)."""

@@ -16,8 +16,8 @@ def system_variables(definition: Definition | None, lock: Lock | None) -> dict[s
     """Return the variables that follow from a definition and its lock.
 
     `packages` has one line `name version architecture` for each package, as dpkg-query prints with
-    '${Package} ${Version} ${Architecture}'; `listening` one line `tcp:PORT` for each socket; `setuid` a line
-    with the path of each file that keeps the bit, nothing where the definition does not say.
+    '${Package} ${Version} ${Architecture}'; `listening` one line `tcp:PORT` for each socket;
+    `setuid` one path for each file that keeps the bit, or nothing where the definition is silent.
     """
     out: dict[str, str] = {}
     if definition is not None:

@@ -34,7 +34,7 @@ from tegu.packages import SourcePackage, fetch_source, find_source
 if TYPE_CHECKING:
     from tegu.store import Store
 
-__all__ = ["Built", "Checked", "build_kernel", "check_config"]
+__all__ = ["Built", "Checked", "build_kernel", "built_sources", "check_config"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ KIND = "kernels-1"
 CCACHE = "ccache-1"
 _VERSION = 1  # of the code that decides about the result; part of the key
 _FACTS = "kernel.json"
+_SOURCES = "sources.txt"
 
 Say = Callable[[str], None]
 
@@ -133,6 +134,7 @@ def build_kernel(
                     "config": parse_config((kbuild.tree / ".config").read_text()),
                     "tools": tools,
                 }
+                write_atomic(tree / _SOURCES, "".join(f"{s}\n" for s in compiled(kbuild.tree)))
                 write_atomic(tree / _FACTS, json.dumps(facts, indent=1, sort_keys=True))
         there = store.tree(KIND, key)
         assert there is not None, "new_tree leaves it there"
@@ -198,6 +200,29 @@ def configured(
     kbuild.configure(fragment)
     config = parse_config((tree / ".config").read_text())
     return Configured(kbuild, symbols, config, compare_config(options, config, symbols), timestamp)
+
+
+def compiled(tree: Path) -> list[str]:
+    """Return the source files and headers that a finished build has read, sorted.
+
+    Kbuild notes them for each object in `.NAME.o.cmd`.
+    """
+    found: set[str] = set()
+    for path in tree.rglob(".*.o.cmd"):
+        for word in path.read_text(errors="replace").split():
+            if word.endswith((".c", ".h", ".S")) and not word.startswith(("/", "$", "-")):
+                found.add(word)
+    return sorted(w for w in found if "generated/" not in w and (tree / w).is_file())
+
+
+def built_sources(store: Store, release: str) -> frozenset[str] | None:
+    """Return what the last build of `release` compiled; None when the store has none."""
+    trees = [p.parent for p in (store.root / KIND).glob(f"*/{_SOURCES}")]
+    mine = [t for t in trees if json.loads((t / _FACTS).read_text())["release"] == release]
+    if not mine:
+        return None
+    newest = max(mine, key=lambda t: (t / _FACTS).stat().st_mtime)
+    return frozenset((newest / _SOURCES).read_text().split())
 
 
 def _silent(text: str) -> None:

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from typing import Literal
 
 from tegu.kernel.gitrepo import Repo
@@ -163,7 +164,7 @@ class _Comparison:
                     continue
                 state.undone.add(target)
                 if len(parents[target]) > 1:
-                    state.undone |= _merged(target, parents)
+                    state.undone |= _merged(target, parents, order)
         return state
 
     def _reverted(
@@ -231,22 +232,44 @@ class _Comparison:
         return [self.origin.get(t, t) if t in self.tree else t for t in found if t is not None]
 
 
-def _merged(merge: str, parents: dict[str, tuple[str, ...]]) -> set[str]:
-    """Return what a merge brought in: all that its first parent did not have."""
+def _merged(merge: str, parents: dict[str, tuple[str, ...]], order: dict[str, int]) -> set[str]:
+    """Return what a merge brought in: all that its first parent did not have.
 
-    def below(start: Iterable[str]) -> set[str]:
-        seen: set[str] = set()
-        stack = list(start)
-        while stack:
-            current = stack.pop()
-            if current in seen or current not in parents:
-                continue
-            seen.add(current)
-            stack.extend(parents[current])
-        return seen
-
+    Walks both sides together, children before parents, until nothing is left that only the merged
+    side leads to; so it costs the size of the merge rather than of the history.
+    """
     first, *others = parents[merge]
-    return below(others) - below([first])
+    ours: dict[str, bool] = {}
+    queue: list[int] = []
+    names = {}
+    pending = 0  # in the queue, and reached from the merged side only
+
+    def reach(name: str, from_first: bool) -> None:
+        nonlocal pending
+        if name not in order:
+            return
+        known = ours.get(name)
+        if known is None:
+            heappush(queue, order[name])
+            names[order[name]] = name
+            ours[name] = from_first
+            pending += not from_first
+        elif from_first and not known:
+            ours[name] = True
+            pending -= 1
+
+    reach(first, from_first=True)
+    for other in others:
+        reach(other, from_first=False)
+    brought = set()
+    while pending:
+        name = names[heappop(queue)]
+        if not ours[name]:
+            pending -= 1
+            brought.add(name)
+        for parent in parents[name]:
+            reach(parent, from_first=ours[name])
+    return brought
 
 
 def with_files(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tegu.cli import kernel_history
-from tegu.cli.output import human_size, print_json, print_table, spinner
+from tegu.cli.output import human_size, note, print_json, print_table, spinner
 
 app = typer.Typer(no_args_is_help=True, help="Build the cloud kernel, and keep it current.")
 config_app = typer.Typer(no_args_is_help=True, help="The kernel's configuration.")
@@ -76,19 +76,28 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Use what the store has.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say which options of the fragments do not take, and why.
+    """Say which options of the fragments do not take, and where the result is less than hardened.
 
-    Unpacks and configures the source; nothing is compiled.
+    Unpacks and configures the source; nothing is compiled. Where kernel-hardening-checker is
+    installed, its recommendations are compared too; accepted deviations are in hardening.toml.
     """
-    from tegu.errors import BuildError
-    from tegu.kernel import load_recipe
-    from tegu.kernel.build import check_config
+    from dataclasses import asdict
+
+    from tegu.errors import BuildError, UnsupportedError
+    from tegu.kernel import check_config, check_hardening, load_recipe, read_accepted
     from tegu.store import Store
 
     loaded = load_recipe(recipe)
+    accepted = read_accepted(loaded.path.parent / "hardening.toml")
     with spinner() as say:
         checked = check_config(loaded, Store.default(), offline=offline, say=say)
     misses = checked.misses
+    try:
+        hardening = check_hardening(checked.config, accepted)
+        unsupported = ""
+    except UnsupportedError as e:
+        hardening = None
+        unsupported = f"{e.message}; {e.hint}"
     if as_json:
         print_json(
             {
@@ -103,6 +112,14 @@ def check(
                     }
                     for m in misses
                 ],
+                "hardening": {"unsupported": unsupported}
+                if hardening is None
+                else {
+                    "checker": hardening.version,
+                    "checks": hardening.checks,
+                    "deviations": [asdict(d) for d in hardening.deviations],
+                    "needless": hardening.needless,
+                },
             }
         )
     else:
@@ -113,7 +130,26 @@ def check(
                 for m in misses
             ],
         )
-    if misses:
-        raise BuildError(f"{len(misses)} of {len(loaded.options)} options did not take")
+        if hardening is not None:
+            print_table(
+                ["hardening", "recommended", "is"],
+                [[d.option, d.wanted, d.result] for d in hardening.refused],
+            )
+    if hardening is None:
+        note(unsupported)
+    elif hardening.needless:
+        note(f"accepted without need: {', '.join(hardening.needless)}")
+    refused = hardening.refused if hardening is not None else []
+    if misses or refused:
+        raise BuildError(
+            f"{len(misses)} of {len(loaded.options)} options did not take, "
+            f"{len(refused)} are not as recommended",
+            hint="change the fragments, or accept a deviation in hardening.toml with its reason",
+        )
     if not as_json:
         print(f"all {len(loaded.options)} options took")
+        if hardening is not None:
+            print(
+                f"{hardening.checks} recommendations, {len(hardening.deviations)} deviations, "
+                "all of them accepted with a reason"
+            )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tegu.kernel.build import Built, build_kernel, built_sources, check_config
     from tegu.kernel.cves import read_cves
     from tegu.kernel.gitrepo import Repo
+    from tegu.kernel.hardening import check_hardening, read_accepted
     from tegu.kernel.history import History
     from tegu.kernel.mail import backport_request
     from tegu.kernel.missing import Findings, Missing, find_missing, with_files
@@ -33,10 +34,12 @@ __all__ = [
     "build_kernel",
     "built_sources",
     "check_config",
+    "check_hardening",
     "find_missing",
     "load_recipe",
     "patch_status",
     "pick",
+    "read_accepted",
     "read_cves",
     "source_status",
     "tree_status",
@@ -54,10 +57,12 @@ _HOMES = {
     "build_kernel": "tegu.kernel.build",
     "built_sources": "tegu.kernel.build",
     "check_config": "tegu.kernel.build",
+    "check_hardening": "tegu.kernel.hardening",
     "find_missing": "tegu.kernel.missing",
     "load_recipe": "tegu.kernel.recipe",
     "patch_status": "tegu.kernel.status",
     "pick": "tegu.kernel.picking",
+    "read_accepted": "tegu.kernel.hardening",
     "read_cves": "tegu.kernel.cves",
     "source_status": "tegu.kernel.status",
     "tree_status": "tegu.kernel.status",

@@ -26,7 +26,7 @@ from tegu.kernel.kbuild import Kbuild
 from tegu.kernel.package import write_packages
 from tegu.kernel.payload import header_entries, image_entries, selftest_entries
 from tegu.kernel.recipe import Recipe
-from tegu.kernel.symbols import Symbols, read_symbols
+from tegu.kernel.symbols import read_symbols
 from tegu.kernel.toolchain import require_toolchain, toolchain_versions
 from tegu.kernel.tree import make_tree, source_time
 from tegu.packages import SourcePackage, fetch_source, find_source
@@ -66,11 +66,9 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """A source tree that is configured: how to build it, what it can have, what did not take."""
+    """A source tree that is configured: how to build it, and what did not take."""
 
     kbuild: Kbuild
-    symbols: Symbols
-    config: dict[str, str]
     misses: list[Miss]
     timestamp: int
 
@@ -143,9 +141,9 @@ def build_kernel(
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What `check_config` found: the values of `.config`, and the options that did not take."""
+    """What `check_config` found: the text of `.config`, and the options that did not take."""
 
-    config: dict[str, str]
+    config: str
     misses: list[Miss]
 
 
@@ -159,7 +157,7 @@ def check_config(
     )
     with store.shared(), store.scratch() as scratch:
         made = configured(recipe, package, store, scratch, say=say)
-        return Checked(made.config, made.misses)
+        return Checked((made.kbuild.tree / ".config").read_text(), made.misses)
 
 
 def configured(
@@ -199,7 +197,7 @@ def configured(
     tell("configure")
     kbuild.configure(fragment)
     config = parse_config((tree / ".config").read_text())
-    return Configured(kbuild, symbols, config, compare_config(options, config, symbols), timestamp)
+    return Configured(kbuild, compare_config(options, config, symbols), timestamp)
 
 
 def compiled(tree: Path) -> list[str]:

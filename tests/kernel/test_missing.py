@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from bench.kernel.histories import Maker, make_world
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +16,6 @@ from tegu.kernel.history import History
 from tegu.kernel.messages import Reference, parse_message
 from tegu.kernel.missing import Findings, find_missing, with_files
 from tegu.store import Store
-
-from .histories import Maker, make_world
 
 A, B = "a" * 40, "b" * 40
 

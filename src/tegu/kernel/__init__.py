@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tegu.kernel.build import Built, build_kernel, built_sources, check_config
+    from tegu.kernel.build import Built, build_kernel, built_sources, check_config, last_built
     from tegu.kernel.cves import read_cves
     from tegu.kernel.gitrepo import Repo
     from tegu.kernel.hardening import check_hardening, read_accepted
@@ -36,6 +36,7 @@ __all__ = [
     "check_config",
     "check_hardening",
     "find_missing",
+    "last_built",
     "load_recipe",
     "patch_status",
     "pick",
@@ -59,6 +60,7 @@ _HOMES = {
     "check_config": "tegu.kernel.build",
     "check_hardening": "tegu.kernel.hardening",
     "find_missing": "tegu.kernel.missing",
+    "last_built": "tegu.kernel.build",
     "load_recipe": "tegu.kernel.recipe",
     "patch_status": "tegu.kernel.status",
     "pick": "tegu.kernel.picking",

@@ -34,7 +34,7 @@ from tegu.packages import SourcePackage, fetch_source, find_source
 if TYPE_CHECKING:
     from tegu.store import Store
 
-__all__ = ["Built", "Checked", "build_kernel", "built_sources", "check_config"]
+__all__ = ["Built", "Checked", "build_kernel", "built_sources", "check_config", "last_built"]
 
 log = logging.getLogger(__name__)
 
@@ -215,12 +215,23 @@ def compiled(tree: Path) -> list[str]:
 
 def built_sources(store: Store, release: str) -> frozenset[str] | None:
     """Return what the last build of `release` compiled; None when the store has none."""
-    trees = [p.parent for p in (store.root / KIND).glob(f"*/{_SOURCES}")]
-    mine = [t for t in trees if json.loads((t / _FACTS).read_text())["release"] == release]
-    if not mine:
-        return None
-    newest = max(mine, key=lambda t: (t / _FACTS).stat().st_mtime)
-    return frozenset((newest / _SOURCES).read_text().split())
+    tree = _newest(store, release)
+    return None if tree is None else frozenset((tree / _SOURCES).read_text().split())
+
+
+def last_built(store: Store, release: str | None = None) -> Path | None:
+    """Return the newest image package (of `release`) in the store; None when there is none."""
+    tree = _newest(store, release)
+    return None if tree is None else _read(tree, cached=True).packages[0]
+
+
+def _newest(store: Store, release: str | None) -> Path | None:
+    trees = [
+        (path.stat().st_mtime, path.parent)
+        for path in (store.root / KIND).glob(f"*/{_FACTS}")
+        if release in (None, json.loads(path.read_text())["release"])
+    ]
+    return max(trees, default=(0.0, None))[1]
 
 
 def _silent(text: str) -> None:

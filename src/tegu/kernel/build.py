@@ -120,7 +120,7 @@ def build_kernel(
                     tree,
                     image=image,
                     headers=headers,
-                    selftests=selftest_entries(recipe, kbuild.tree),
+                    selftests=selftest_entries(kbuild),
                     copyright_text=(kbuild.tree / "debian" / "copyright").read_bytes(),
                     timestamp=made.timestamp,
                 )

@@ -15,11 +15,19 @@ from pathlib import Path
 
 from tegu.errors import BuildError
 from tegu.kernel.recipe import Recipe
-from tegu.process import CommandError, run
+from tegu.process import CommandError, require, run
 
 __all__ = ["Kbuild"]
 
+PLACE = "/usr/src"
+"""Where the build sees its tree, wherever that is (hier(7) has the directory everywhere).
+
+A fixed place keeps paths out of the objects, and makes them the same to ccache in every build.
+"""
+
 _HOURS = 3600
+# In a mount namespace of its own, which ends with the build.
+_ENTER = 'mount --bind "$1" "$2" && cd "$2" && shift 2 && exec "$@"'
 _ERROR = re.compile(r"(?:^|\s)(?:fatal )?error: |\*\*\* |undefined reference|No space left")
 
 
@@ -46,24 +54,21 @@ class Kbuild:
             "CCACHE_DIR": str(cache),
             "CCACHE_NOHASHDIR": "1",
         }
-        # The tree's place must be neither in the objects nor in the key of a cached one.
         self._options = [
             f"ARCH={recipe.facts.arch}",
             "CC=ccache gcc",
             "HOSTCC=ccache gcc",
-            f"KCFLAGS=-ffile-prefix-map={tree}=/usr/src/linux",
+            f"KCFLAGS=-ffile-prefix-map={PLACE}=/usr/src/linux",
             f"LOCALVERSION=-{recipe.name}",
         ]
 
     def make(self, *targets: str, say: Callable[[str], None] | None = None) -> str:
         """Run make for `targets`; returns its output. BuildError quotes the first error."""
         start = self.log.stat().st_size if self.log.exists() else 0
-        argv = ["make", f"-j{self.jobs}", *self._options, *targets]
+        argv = [*self._entered(), "make", f"-j{self.jobs}", *self._options, *targets]
         with self.log.open("ab") as out, self._watched(start, say):
             try:
-                done = run(
-                    argv, cwd=self.tree, env=self._env, stdout=out, check=False, timeout=12 * _HOURS
-                )
+                done = run(argv, env=self._env, stdout=out, check=False, timeout=12 * _HOURS)
             except CommandError as e:
                 raise BuildError(e.message) from e
             out.write(done.stderr.encode())
@@ -72,12 +77,19 @@ class Kbuild:
             text = f.read().decode(errors="replace")
         if done.returncode != 0:
             lines = [*done.stderr.splitlines(), *text.splitlines()]
-            first = next((x.strip() for x in lines if _ERROR.search(x)), "no message")
+            last = lines[-1].strip() if lines else "no message"
+            first = next((x.strip() for x in lines if _ERROR.search(x)), last)
             raise BuildError(
                 f"the kernel's make {' '.join(targets)} failed: {first}",
                 hint=f"all of its output is in {self.log}",
             )
         return text
+
+    def _entered(self) -> list[str]:
+        """Return the command that runs what follows it with the tree at `PLACE`."""
+        user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+        unshare = [require("unshare", package="util-linux"), *user, "--mount"]
+        return [*unshare, "sh", "-c", _ENTER, "sh", str(self.tree), PLACE]
 
     @contextmanager
     def _watched(self, start: int, say: Callable[[str], None] | None) -> Iterator[None]:

@@ -108,14 +108,14 @@ def write_packages(
             {"Architecture": machine, "Depends": f"linux-image-{release} (= {version})"},
         ),
     ]
-    if selftests:
-        written.append(
-            package(
-                f"linux-selftests-{recipe.name}",
-                selftests,
-                "Tests of the Tegu cloud kernel's own patches\n"
-                " They are below /usr/lib/linux-selftests and speak TAP.",
-                {"Architecture": "all", "Depends": "iproute2, python3"},
-            )
+    written.append(
+        package(
+            f"linux-selftests-{recipe.name}",
+            selftests,
+            f"Tests of Linux {release}\n"
+            " Those that come with the patches of the Tegu cloud kernel, and its sample of a live\n"
+            " patch, below /usr/lib/linux-selftests.",
+            {"Architecture": machine, "Depends": f"iproute2, python3, linux-image-{release}"},
         )
+    )
     return written

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tegu.errors import BuildError
 from tegu.kernel.kbuild import Kbuild
-from tegu.kernel.recipe import Recipe
 from tegu.packages.deb_write import DebEntry
 from tegu.process import run
 
 __all__ = ["header_entries", "image_entries", "selftest_entries"]
 
 _SELFTESTS = "tools/testing/selftests/"
+_INSTALLED = "/usr/lib/linux-selftests"
 
 
 def image_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:
@@ -67,17 +67,22 @@ def header_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:
     return list(_files(root, f"/usr/src/linux-headers-{release}"))
 
 
-def selftest_entries(recipe: Recipe, tree: Path) -> list[DebEntry]:
-    """Return the tests that our patches add to the kernel's selftests."""
-    entries = []
+def selftest_entries(kbuild: Kbuild) -> list[DebEntry]:
+    """Return the tests that our patches add, and the kernel's sample of a live patch.
+
+    The sample is built as an external module is: it shows that live patching works.
+    """
+    recipe, tree = kbuild.recipe, kbuild.tree
+    kbuild.make("M=samples/livepatch", "CONFIG_SAMPLE_LIVEPATCH=m", "modules")
+    sample = tree / "samples/livepatch/livepatch-sample.ko"
+    run(["strip", "--strip-debug", sample], timeout=60)
+    entries = [DebEntry(f"{_INSTALLED}/livepatch/{sample.name}", sample.read_bytes())]
     for patch in recipe.patches:
         for word in patch.test.replace(",", " ").split():
             path = tree / word
             if word.startswith(_SELFTESTS) and path.is_file():
                 name = word.removeprefix(_SELFTESTS)
-                entries.append(
-                    DebEntry(f"/usr/lib/linux-selftests/{name}", path.read_bytes(), mode=0o755)
-                )
+                entries.append(DebEntry(f"{_INSTALLED}/{name}", path.read_bytes(), mode=0o755))
     return list({e.path: e for e in entries}.values())
 
 

@@ -639,6 +639,10 @@ def idle_pages():
         # A few pages may not be on a list of the kernel's yet; those cannot be marked.
         marked = idle()
         assert marked > count // 2, f"{marked} of {count} pages could be marked"
+        # The processor may remember that the pages were used: changing their protection and back
+        # makes it forget, as the kernel itself does not for this.
+        for protection in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
+            LIBC.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(count * 4096), protection)
         touch()
         assert idle() < marked // 4, f"{idle()} of {marked} pages still count as idle"
 

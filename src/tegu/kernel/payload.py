@@ -28,6 +28,8 @@ def image_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:
         f"INSTALL_MOD_PATH={root}/usr",
         "INSTALL_MOD_STRIP=1",
         "DEPMOD=depmod",
+        # A fifth smaller than at zstd's usual level, and unpacked as fast.
+        "ZSTD=zstd -19",
         "modules_install",
     )
     modules = root / "usr/lib/modules" / release

@@ -30,6 +30,7 @@ __all__ = [
     "parent_death_signal",
     "pivot_root",
     "prctl",
+    "preload",
     "setns",
     "syscall",
     "umount2",
@@ -95,6 +96,14 @@ def call(name: str, *args: object, what: str = "") -> int:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), what or name)
     return result
+
+
+def preload() -> None:
+    """Look everything up that a process may call after a clone, so that it need not."""
+    for name in ("mount", "prctl", "setns", "sethostname", "syscall", "umount2", "unshare"):
+        getattr(_libc(), name)
+    for name in (*_NUMBERS, *_COMMON_NUMBERS):
+        _number(name)
 
 
 def unshare(flags: int) -> None:

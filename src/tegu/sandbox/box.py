@@ -79,6 +79,7 @@ class Box:
         self._loop = asyncio.get_running_loop()
         self._pidfd = -1
         self._doomed = False
+        self._once = False
         self._link, self.other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._link.setblocking(False)
         self._program: Pending | None = None
@@ -137,6 +138,18 @@ class Box:
         pending.program = run.argv[0]
         self._arm(pending, run.timeout, self.kill)
         self._order({"op": "become", **_plain(run)}, fds)
+
+    def once(self, run: RunSpec, fds: list[int], pending: Pending) -> None:
+        """Run one program under the box's first process, and end the box when it has ended.
+
+        The answer does not wait for the box to be taken apart, which takes longer than the start.
+        """
+        self.state = "live"
+        self._loop.add_reader(self._link, self._heard)
+        self._once = True
+        pending.program = run.argv[0]
+        self._arm(pending, run.timeout, self.kill)
+        self._ask("run", pending, fds, **_plain(run))
 
     def settle(self, pending: Pending) -> None:
         """Make it a box that lives on; `pending` hears when it takes orders."""
@@ -250,8 +263,10 @@ class Box:
                 number, status = int(words[1]), int(words[2])
                 user, system, rss = float(words[3]), float(words[4]), int(words[5])
                 pending = self._pending.pop(number, None)
-                if pending is not None:
+                if pending is not None and not (pending.timed_out and self._once):
                     pending.finish(_outcome(pending, status, user, system, rss, self._starved()))
+                    if self._once:
+                        self.kill()
             elif words[0] == "done":
                 kept = self._answer(int(words[1]), fds)
             elif words[0] == "failed":
@@ -259,6 +274,8 @@ class Box:
                 pending = self._pending.pop(number, None)
                 if pending is not None and pending.program:
                     pending.finish(StartError(pending.program, what, int(words[2])))
+                    if self._once:
+                        self.kill()
                 elif pending is not None:
                     pending.finish(SandboxError(what))
         except (IndexError, ValueError, OverflowError):

@@ -90,6 +90,7 @@ def box_spec(
     timeout: float | None = None,
     read_only: bool = False,
     hostname: str = "box",
+    init: bool = True,
 ) -> BoxSpec:
     """Return a checked description of a box; raises UsageError that names the field."""
     limits = Limits(
@@ -99,7 +100,7 @@ def box_spec(
         files=files,
         disk=parse_size(disk, "disk"),
     )
-    return BoxSpec(template, kind, limits, timeout, read_only, hostname)
+    return BoxSpec(template, kind, limits, timeout, read_only, hostname, init)
 
 
 def run_spec(

@@ -33,7 +33,7 @@ class _Box:
         self.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def serve(link: _socket.socket, first: dict[str, Any]) -> None:
+def serve(link: _socket.socket, first: dict[str, Any], fds: list[int]) -> None:
     """Carry out orders until the supervisor closes the socket; never returns."""
     for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
         _signal.signal(number, _signal.SIG_IGN)
@@ -41,7 +41,7 @@ def serve(link: _socket.socket, first: dict[str, Any]) -> None:
     _signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
     _signal.signal(_signal.SIGCHLD, lambda *_: None)
     box = _Box(link)
-    _obey(box, first, [])
+    _obey(box, first, fds)
     poll = select.poll()
     poll.register(link, select.POLLIN)
     poll.register(wake_r, select.POLLIN)
@@ -115,7 +115,6 @@ def _run(box: _Box, number: str, order: dict[str, Any], fds: list[int]) -> None:
         for fd in high:
             os.close(fd)
     box.runs[pid] = number
-    wireless.tell(box.link, "started", number)
 
 
 def _find(name: str, path: str, cwd: str) -> str:

@@ -178,7 +178,7 @@ def _take_orders(link: _socket.socket) -> None:
     order: dict[str, Any] = marshal.loads(data)
     if order["op"] == "become":
         become(order, fds)
-    init.serve(link, order)
+    init.serve(link, order, fds)
 
 
 def become(order: dict[str, Any], fds: list[int]) -> None:

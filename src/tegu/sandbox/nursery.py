@@ -26,6 +26,8 @@ FIRST_ID = 0x6F00_0000
 """Ids of boxes on the host when the supervisor is root: 65,536 for each template from here on,
 inside the range that systemd keeps for containers (systemd.io/UIDS-GIDS)."""
 IDS = 65536
+SPARE_NETWORKS = 4
+"""Network namespaces that a zygote makes ahead: making one takes as long as the rest of a clone."""
 _DEADLINE = 20.0
 
 
@@ -44,7 +46,7 @@ class Zygote:
 
     def __init__(self, template: Template, slot: int, *, privileged: bool, groups: Groups) -> None:
         self.template = template
-        self.spare_networks = 0
+        self.spare_networks = SPARE_NETWORKS
         self._first_id = FIRST_ID + slot * IDS if privileged else 0
         self._privileged = privileged
         self._groups = groups

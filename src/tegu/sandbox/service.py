@@ -36,8 +36,16 @@ class Service:
         self.stop = stop
         self._listener = listener
         self._connections: set[_Connection] = set()
+        self._words: object = {}
+        self._spec = BoxSpec()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(listener, self._accept)
+
+    def spec(self, data: object) -> BoxSpec:
+        """Return the box that is described; the same words as last time are not read again."""
+        if data != self._words:
+            self._spec, self._words = BoxSpec.from_json(data), data
+        return self._spec
 
     def busy(self) -> bool:
         """Whether a client is connected."""
@@ -180,7 +188,7 @@ class _Connection:
 
     def once(self, n: int, message: dict[str, Any], fds: list[int]) -> Awaitable[None] | None:
         """Run one program in a new box, which ends with it."""
-        spec = BoxSpec.from_json(message.get("box", {}))
+        spec = self._service.spec(message.get("box", {}))
         run = RunSpec.from_json(message.get("run"))
         _want_descriptors(fds)
         self._supervisor.check(spec)
@@ -196,12 +204,17 @@ class _Connection:
             return False
         box = self._supervisor.take(spec)
         box.owner = self
+        box.spec = spec
         self._become(n, box, run, fds)
         return True
 
     def _become(self, n: int, box: Box, run: RunSpec, fds: list[int]) -> None:
+        pending = Pending(lambda answer: self._ended(n, answer))
         try:
-            box.become(run, fds, Pending(lambda answer: self._ended(n, answer)))
+            if box.spec.init:
+                box.once(run, fds, pending)
+            else:
+                box.become(run, fds, pending)
         except TeguError:
             box.kill()
             raise
@@ -209,6 +222,7 @@ class _Connection:
     async def _once_later(self, n: int, spec: BoxSpec, run: RunSpec, fds: list[int]) -> None:
         await self._supervisor.zygote(spec.template)
         box = await self._new(spec)
+        box.spec = spec
         self._become(n, box, run, fds)
 
     async def _new(self, spec: BoxSpec) -> Box:

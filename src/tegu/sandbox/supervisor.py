@@ -26,6 +26,7 @@ from tegu.sandbox.template import find_template
 __all__ = ["Supervisor", "main"]
 
 _TEND_EVERY = 5.0
+_FILL_AFTER = 0.006
 _INODES_PER_BYTE = 1 / 4096
 
 
@@ -125,7 +126,7 @@ class Supervisor:
         box = pool.take() if pool is not None else None
         if pool is not None and not self._filling:
             self._filling = True
-            self._loop.call_later(0.001, self._fill)
+            self._loop.call_later(_FILL_AFTER, self._fill)
         if box is None:
             box = self.make(spec)
         return box
@@ -168,7 +169,7 @@ class Supervisor:
                 continue  # the next start meets the same error, and there it is told
         self._filling = more
         if more:
-            self._loop.call_later(0.001, self._fill)
+            self._loop.call_later(_FILL_AFTER, self._fill)
 
     def _ended(self, box: Box) -> None:
         self.boxes.pop(box.name, None)

@@ -27,6 +27,7 @@ with it. Its standard streams are yours; its exit code is the result (128 + N af
       --pids N         at most N processes and threads (default: 512)
       --files N        at most N open files of one process (default: 1024)
       --disk SIZE      at most this much written (default: 256M)
+      --no-init        let the command be process 1 of the box: less memory, fewer signals
       --read-only      only /tmp, /run and /dev/shm can be written to
       --json           print the outcome as JSON on stderr when it has ended
   -h, --help           this text
@@ -107,10 +108,9 @@ def _parse(args: list[str]) -> tuple[dict[str, str], dict[str, str], list[str], 
         if word in ("-h", "--help"):
             sys.stdout.write(_USAGE)
             raise SystemExit(0)
-        if word in ("--json", "--read-only"):
+        if word in ("--json", "--read-only", "--no-init"):
             as_json = as_json or word == "--json"
-            if word == "--read-only":
-                values["read_only"] = "true"
+            values[word] = "true"
             i += 1
             continue
         name, mark, value = word.partition("=") if word.startswith("--") else (word, "", "")
@@ -149,8 +149,10 @@ def _request(values: dict[str, str], env: dict[str, str], command: list[str]) ->
     box.append(f'"template":{_quote(template)}')
     if "kind" in values:
         box.append(f'"kind":{_quote(values["kind"])}')
-    if "read_only" in values:
+    if "--read-only" in values:
         box.append('"read_only":true')
+    if "--no-init" in values:
+        box.append('"init":false')
     run = [f'"argv":[{",".join(map(_quote, command))}]']
     run.append('"env":{' + ",".join(f"{_quote(k)}:{_quote(v)}" for k, v in env.items()) + "}")
     if "cwd" in values:

@@ -12,6 +12,7 @@ import _socket
 import gc
 import marshal
 import os
+import select
 from typing import Any
 
 from tegu.linux import landlock, libc, loopback, mountapi
@@ -30,7 +31,7 @@ _BOX_NAMESPACES = (
     | libc.CLONE_NEWCGROUP
 )
 _ALL_IDS = b"0 0 65536"
-_MSG_DONTWAIT = 0x40
+_PAUSE = 8  # milliseconds
 
 
 def main(control: int) -> None:
@@ -42,6 +43,7 @@ def main(control: int) -> None:
     except OSError as e:
         wireless.tell(link, "error", f"{e.filename or 'zygote'}: {e.strerror}")
         return
+    libc.preload()
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -130,14 +132,14 @@ def _lay(path: str, kind: str, content: Any) -> None:
 def _serve(link: _socket.socket, world: inside.World) -> None:
     spare: list[int] = []
     wanted = 0
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
     while True:
-        try:
-            # Network namespaces are made ahead when there is nothing else to do.
-            idle = len(spare) >= wanted
-            data, fds = wireless.receive(link, 0 if idle else _MSG_DONTWAIT)
-        except BlockingIOError:
+        # Network namespaces are made ahead, but not while a box may be starting.
+        if len(spare) < wanted and not poll.poll(_PAUSE):
             spare.append(_network())
             continue
+        data, fds = wireless.receive(link)
         if not data:
             return
         order: dict[str, Any] = marshal.loads(data)

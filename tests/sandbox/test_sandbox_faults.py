@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.sandbox.conftest import SOURCE, Served, descendants, until
+from tests.sandbox.conftest import SOURCE, Served, children, descendants, until
 
 from tegu.errors import SandboxError
 from tegu.linux import cgroups
 from tegu.sandbox import Sandbox, run
 from tegu.sandbox.client import box_spec, supervisor
 from tegu.sandbox.launch import connect
+from tegu.sandbox.nursery import SPARE_NETWORKS
 
 
 def groups_of_supervisors() -> set[str]:
@@ -113,15 +114,24 @@ def counts(pid: int) -> tuple[int, int, int, int]:
     return fds, mounts, len(descendants(pid)), len(groups_of_supervisors())
 
 
+def settled(one: Served, zygote: int) -> bool:
+    """Whether no box is left and the zygote has made all network namespaces that it may hold."""
+    networks = [
+        fd for fd in Path(f"/proc/{zygote}/fd").iterdir() if str(fd.readlink()).startswith("net:")
+    ]
+    boxes = supervisor("list", path=one.path)["total"]
+    return boxes == 0 and len(networks) == SPARE_NETWORKS and len(descendants(one.supervisor)) == 1
+
+
 @pytest.mark.slow
 def test_a_thousand_starts_without_growth() -> None:
     one = Served(warm=0)
     try:
         for _ in range(20):
             run(["true"], path=one.path)
+        zygote = min(children(one.supervisor))
+        assert until(lambda: settled(one, zygote))
         before = counts(one.supervisor)
-        zygote = min(descendants(one.supervisor))
-        zygote_fds = len(list(Path(f"/proc/{zygote}/fd").iterdir()))
         memory = _resident(one.supervisor)
         null = os.open(os.devnull, os.O_RDWR)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
@@ -138,8 +148,8 @@ def test_a_thousand_starts_without_growth() -> None:
             with Sandbox.create(path=one.path) as box:
                 box.run(["true"]).check()
                 box.kill()
+        assert until(lambda: settled(one, zygote))
         assert until(lambda: counts(one.supervisor) == before), (before, counts(one.supervisor))
-        assert len(list(Path(f"/proc/{zygote}/fd").iterdir())) == zygote_fds
         assert _resident(one.supervisor) < memory + 8 * 2**20
     finally:
         one.stop()
@@ -175,6 +185,7 @@ def test_a_stale_socket_is_no_obstacle() -> None:
     os.kill(one.keeper.pid, signal.SIGKILL)
     one.keeper.wait()
     assert until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in processes))
+    assert until(lambda: _refused(one.path))
     assert one.path.exists()
     try:
         again = connect(one.path)  # starts one
@@ -184,6 +195,14 @@ def test_a_stale_socket_is_no_obstacle() -> None:
         assert until(lambda: not one.path.exists())
     finally:
         one.stop()
+
+
+def _refused(path: Path) -> bool:
+    try:
+        connect(path, start=False).close()
+    except SandboxError:
+        return True
+    return False
 
 
 def test_a_client_that_does_not_read_is_dropped(served: Served) -> None:

@@ -154,8 +154,8 @@ def _spawned(argv: list[str], env: dict[str, str] | None = None) -> float:
 
 
 def _bwrap(_: Path) -> Callable[[], float]:
-    options = "--unshare-all --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp".split()
-    argv = [shutil.which("bwrap") or "bwrap", *options, PROGRAM]
+    options = ["--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
+    argv = [shutil.which("bwrap") or "bwrap", *options, "--tmpfs", "/tmp", PROGRAM]
     return lambda: _spawned(argv)
 
 

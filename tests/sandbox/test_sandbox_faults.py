@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -265,3 +267,58 @@ def _locked(group: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+_AS_A_USER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from tegu.linux import libc, mounts
+libc.unshare(libc.CLONE_NEWNS)
+libc.mount("", "/", "", libc.MS_REC | libc.MS_PRIVATE)
+for name in ("subuid", "subgid"):  # this user gets subordinate ids, in this process's view only
+    mounts.bind(Path(sys.argv[2]) / "ids", Path("/etc") / name)
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+os.environ["TEGU_SANDBOX_SOCKET"] = sys.argv[2] + "/s/s"
+from tegu.sandbox import run
+from tegu.sandbox.client import box_spec, supervisor
+try:
+    print(run("id -u; echo x > /etc/x && cat /etc/x; touch /usr/x || echo ok").text)
+    print(run(["cat", "/proc/self/uid_map"]).text)
+    print(run(["python3", "-c", "import os\\nfor i in range(99): os.fork() or os._exit(0)"],
+              box=box_spec(pids=10)).exit_code)
+finally:
+    supervisor("shutdown")
+"""
+
+
+def test_a_supervisor_without_root(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("this user is not root: all other tests show it already")
+    if shutil.which("newuidmap") is None:
+        pytest.skip("newuidmap (package uidmap) is not installed")
+    home = Path(tempfile.mkdtemp(prefix="tegu-t", dir="/tmp"))
+    try:
+        home.chmod(0o755)
+        (home / "s").mkdir()
+        os.chown(home / "s", 65534, 65534)
+        (home / "ids").write_text("65534:200000:65536\nnobody:200000:65536\n")
+        able = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", f"open({str(SOURCE / 'tegu/errors.py')!r})"],
+            user=65534, group=65534, extra_groups=[], capture_output=True, timeout=60, cwd="/",
+        )  # fmt: skip
+        if able.returncode != 0:
+            pytest.skip("other users may not read this checkout or its Python")
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _AS_A_USER, str(SOURCE), str(home)],
+            capture_output=True, text=True, timeout=120, cwd="/",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        words = done.stdout.split()
+        assert words[:3] == ["0", "x", "ok"]
+        assert words[3:9] == ["0", "0", "1", "1", "1", "65535"]
+        assert words[9] == "1"  # the eleventh process was refused
+    finally:
+        shutil.rmtree(home)

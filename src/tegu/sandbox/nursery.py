@@ -96,8 +96,11 @@ class Zygote:
             raise SandboxError(f"template {self.template.name}: {reason}")
 
     def _send_plan(self) -> None:
+        first = self._first_id
+        # In two ranges: a user's own id and subordinate ids are two, and a range may not span them.
         for name in ("uid_map", "gid_map"):
-            Path(f"/proc/{self._pid}/{name}").write_text(f"0 {self._first_id} {IDS}")
+            map_file = Path(f"/proc/{self._pid}/{name}")
+            map_file.write_text(f"0 {first} 1\n1 {first + 1} {IDS - 1}")
         if self._privileged:
             self._groups.allow(self._first_id)
         self._groups.join(self._pid, "zygotes")

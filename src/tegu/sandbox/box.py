@@ -145,7 +145,7 @@ class Box:
         The answer does not wait for the box to be taken apart, which takes longer than the start.
         """
         self.state = "live"
-        self._loop.add_reader(self._link, self._heard)
+        self._loop.add_reader(self._link, self._heard_one)
         self._once = True
         pending.program = run.argv[0]
         self._arm(pending, run.timeout, self.kill)
@@ -154,7 +154,7 @@ class Box:
     def settle(self, pending: Pending) -> None:
         """Make it a box that lives on; `pending` hears when it takes orders."""
         self.state = "live"
-        self._loop.add_reader(self._link, self._heard)
+        self._loop.add_reader(self._link, self._heard_one)
         self._ask("init", pending)
 
     def run(self, run: RunSpec, fds: list[int], pending: Pending) -> int:
@@ -238,18 +238,25 @@ class Box:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def _heard(self) -> None:
-        while self._link.fileno() >= 0:
-            try:
-                data, fds = _last_words(self._link)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, fds = b"", []
-            if not data:
-                self._loop.remove_reader(self._link)
-                self.kill()  # its first process let go of us: so do we of the box
-                return
-            self._take(data.decode(errors="replace").split("\0"), fds)
+        while self._heard_one():
+            pass
+
+    def _heard_one(self) -> bool:
+        """Take one message; returns whether there may be more."""
+        if self._link.fileno() < 0:
+            return False
+        try:
+            data, fds = _last_words(self._link)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._loop.remove_reader(self._link)
+            self.kill()  # its first process let go of us: so do we of the box
+            return False
+        self._take(data.decode(errors="replace").split("\0"), fds)
+        return True
 
     def _take(self, words: list[str], fds: list[int]) -> None:
         """Hear what a box says. It may lie: about itself only, and in a fixed form."""

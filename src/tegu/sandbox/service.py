@@ -97,20 +97,19 @@ class _Connection:
         self._loop.add_reader(link, self.heard)
 
     def heard(self) -> None:
-        """Take all messages that wait."""
-        while self._open:
-            try:
-                message, fds = wire.receive(self._link)
-            except BlockingIOError:
-                return
-            except UsageError as e:
-                self._reply(0, error=e)
-                continue
-            except OSError:
-                message, fds = None, []
-            if message is None:
-                self.close()
-                return
+        """Take one message; the loop calls again while more wait."""
+        try:
+            message, fds = wire.receive(self._link)
+        except BlockingIOError:
+            return
+        except UsageError as e:
+            self._reply(0, error=e)
+            return
+        except OSError:
+            message, fds = None, []
+        if message is None:
+            self.close()
+        else:
             self._handle(message, fds)
 
     def close(self) -> None:

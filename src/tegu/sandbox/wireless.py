@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 __all__ = ["MAX_FDS", "MAX_MESSAGE", "descriptors", "receive", "tell"]
 
-MAX_MESSAGE = 160 * 1024
-"""Bytes in one message: below the default send buffer of a UNIX socket (212,992)."""
+MAX_MESSAGE = 120 * 1024
+"""Bytes in one message: below the send buffer of a UNIX socket (212,992), and below the size
+(131,072) from which malloc(3) asks the kernel for every buffer anew."""
 MAX_FDS = 64
 _SOL_SOCKET = 1
 _SCM_RIGHTS = 1

@@ -216,3 +216,51 @@ def test_a_group_holds_a_process_and_is_removed() -> None:
     finally:
         groups.close()
     assert not any(base.exists() for base in groups.bases.values())
+
+
+def _second_version() -> Path:
+    """Return this process's group of version 2, if groups can be made in it."""
+    own = cgroups._hierarchies().get("")
+    if own is None or not os.access(own, os.W_OK):
+        pytest.skip("no cgroup v2 that this user may change")
+    return own
+
+
+def test_clone3_starts_in_a_group() -> None:
+    group = _second_version() / f"tegutest-{os.getpid()}"
+    group.mkdir()
+    try:
+        fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+
+        def work() -> int:
+            child = clone3(0, cgroup=fd)
+            if child.pid == 0:
+                os._exit(5 if group.name in Path("/proc/self/cgroup").read_text() else 6)
+            return os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+
+        assert in_child(work) == 5
+        os.close(fd)
+    finally:
+        group.rmdir()
+
+
+def test_a_process_steps_aside_in_a_delegated_group_only() -> None:
+    group = _second_version() / f"tegutest-{os.getpid()}"
+    group.mkdir()
+    try:
+
+        def work() -> int:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+            if cgroups.step_aside():
+                return 1
+            os.setxattr(group, "user.delegate", b"1")
+            if not cgroups.step_aside():
+                return 2
+            inside = Path("/proc/self/cgroup").read_text()
+            return 0 if f"{group.name}/tegu-keeper" in inside else 3
+
+        assert in_child(work) == 0
+    finally:
+        if (group / "tegu-keeper").exists():
+            (group / "tegu-keeper").rmdir()
+        group.rmdir()

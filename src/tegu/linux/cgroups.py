@@ -18,9 +18,10 @@ from pathlib import Path
 
 from tegu.errors import UnsupportedError
 
-__all__ = ["Group", "Groups", "sweep"]
+__all__ = ["Group", "Groups", "step_aside", "sweep"]
 
 _PREFIX = "tegu-"
+_ASIDE = "tegu-keeper"
 _PERIOD = 100_000  # microseconds, the default of cpu.max
 _V2_CONTROLLERS = ("cpu", "memory", "pids")
 
@@ -123,7 +124,8 @@ class Groups:
         name = f"{_PREFIX}{owner or os.getpid()}-{time.monotonic_ns():x}"
         second = hierarchies.get("")
         if second is not None:
-            found._try_second(second, name)
+            aside = second.name == _ASIDE
+            found._try_second(second.parent if aside else second, name)
         for controller in _V2_CONTROLLERS:
             if controller in found.bases:
                 continue
@@ -159,7 +161,7 @@ class Groups:
         except OSError as e:
             reason = e.strerror
             if e.errno == errno.EBUSY:
-                reason = "it holds processes; give the service Delegate=yes and a subgroup"
+                reason = "it holds processes; run this as a service with Delegate=yes"
             for controller in _V2_CONTROLLERS:
                 self.why[controller] = f"{own}: {reason}"
             return
@@ -249,6 +251,32 @@ class Groups:
         self.lock.clear()
 
 
+def step_aside() -> bool:
+    """Move this process into a group below its own, if that one was delegated to it (version 2).
+
+    A group that hands controllers down may hold no process itself (cgroup-v2.rst, "No Internal
+    Process Constraint"). A service manager marks what it delegates with an extended attribute
+    (systemd.io/CGROUP_DELEGATION). Returns whether it moved.
+    """
+    try:
+        own = _hierarchies().get("")
+        if own is None or not _delegated(own):
+            return False
+        (own / _ASIDE).mkdir(exist_ok=True)
+        _write(own / _ASIDE / "cgroup.procs", str(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
+def _delegated(group: Path) -> bool:
+    for name in ("trusted.delegate", "user.delegate"):
+        with suppress(OSError):
+            if os.getxattr(group, name) == b"1":
+                return True
+    return False
+
+
 def sweep() -> int:
     """Remove what supervisors that are gone have left behind; returns how many directories."""
     removed = 0
@@ -257,7 +285,7 @@ def sweep() -> int:
     except OSError:
         return 0
     for own in set(hierarchies.values()):
-        for directory in _stale(own):
+        for directory in _stale(own.parent if own.name == _ASIDE else own):
             _remove_tree(directory)
             removed += 1
     return removed

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ def _process() -> str:
     return f"{_NO_DRIVER}; use container"
 
 
+@cache
 def _container() -> str:
     try:
         ctypes.CDLL("libseccomp.so.2")

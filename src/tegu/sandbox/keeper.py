@@ -35,6 +35,7 @@ def keep(path: Path, *, warm: int, idle_exit: float | None, ready: int | None = 
     lock = _lock(path)
     listener = _listen(path)
     try:
+        cgroups.step_aside()
         cgroups.sweep()
         return _hold(listener, warm, idle_exit, ready)
     finally:

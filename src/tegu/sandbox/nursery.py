@@ -20,12 +20,14 @@ from tegu.sandbox.policy import CAPABILITIES, box_policy
 from tegu.sandbox.template import Template
 from tegu.sandbox.wireless import receive
 
-__all__ = ["FIRST_ID", "Expecting", "Zygote"]
+__all__ = ["FIRST_ID", "MAX_TEMPLATES", "SPARE_NETWORKS", "Expecting", "Zygote"]
 
 FIRST_ID = 0x6F00_0000
 """Ids of boxes on the host when the supervisor is root: 65,536 for each template from here on,
 inside the range that systemd keeps for containers (systemd.io/UIDS-GIDS)."""
 IDS = 65536
+MAX_TEMPLATES = 255
+"""As many as fit below 0x6FFF0000."""
 SPARE_NETWORKS = 4
 """Network namespaces that a zygote makes ahead: making one takes as long as the rest of a clone."""
 _DEADLINE = 20.0

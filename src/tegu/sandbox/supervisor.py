@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from tegu.errors import SandboxError, TeguError, UnsupportedError
 from tegu.linux.cgroups import Groups
 from tegu.sandbox import doctor
 from tegu.sandbox.box import Box
-from tegu.sandbox.nursery import Zygote
+from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
 from tegu.sandbox.spec import BoxSpec, Limits
 from tegu.sandbox.template import find_template
@@ -46,7 +47,7 @@ class Supervisor:
         self._pools: dict[tuple[object, ...], Pool] = {}
         self._loop = asyncio.get_running_loop()
         self._filling = False
-        self._slots = 0
+        self._slots: dict[str, int] = {}
         self._next = 0
 
     def zygote_now(self, template: str) -> Zygote | None:
@@ -68,8 +69,13 @@ class Supervisor:
 
     async def _start_zygote(self, template: str) -> Zygote:
         found = find_template(template)
-        zygote = Zygote(found, self._slots, privileged=self.privileged, groups=self.groups)
-        self._slots += 1
+        slot = self._slots.setdefault(template, len(self._slots))
+        if slot >= MAX_TEMPLATES:
+            raise SandboxError(
+                f"template {template}: this supervisor has seen {MAX_TEMPLATES} others",
+                hint="restart it: tegu sandbox stop",
+            )
+        zygote = Zygote(found, slot, privileged=self.privileged, groups=self.groups)
         await zygote.start()
         self._zygotes[template] = zygote
         return zygote
@@ -254,6 +260,8 @@ async def _serve(
 def main(arguments: list[str]) -> None:
     """Serve on a listening socket; arguments as tegu.sandbox.keeper passes them."""
     listening, warm, idle, ready, keeper, privileged = arguments
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each box takes two
     listener = socket.socket(fileno=int(listening))
     os.set_inheritable(listener.fileno(), False)
     listener.setblocking(False)

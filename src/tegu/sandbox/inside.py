@@ -161,8 +161,8 @@ def _mount(world: World, order: dict[str, Any]) -> None:
 def _confine(world: World, order: dict[str, Any]) -> None:
     for name, (soft, hard) in order["rlimits"].items():
         resource.setrlimit(getattr(resource, name), (soft, hard))
-    confine.keep_capabilities(world.keep)
     confine.no_new_privileges()
+    confine.keep_capabilities(world.keep, bounding=False)
     confine.undumpable()
     if world.rules >= 0:
         landlock.restrict(_RULES)

@@ -96,8 +96,8 @@ def _run(plan: Plan, scratch: Path) -> BenchResult:
         f"Sustained at concurrency 8 for {plan.sustained:g} s: {sustained:.0f} starts a second.",
         f"An idle box: {bare:.2f} MiB when the program is its first process, {full:.2f} MiB with a"
         " first process above it (proportional set size of its processes).",
-        "The class `container` with its own network namespace in all rows of tegu; bwrap shares"
-        " nothing either; crun and runc as their bundles come, crun without cgroups.",
+        "Rows of tegu: the class `container` with its own network namespace. bwrap runs with"
+        " --unshare-all, crun without cgroups, runc as it comes.",
         "Functions are not measured: this version has none.",
     ]
     return BenchResult("sandbox", machine(), rows, _bars(times, sustained, bare), notes)

@@ -175,11 +175,17 @@ class Groups:
         return f"cgroup v{version}" if version else ""
 
     def create(
-        self, name: str, *, memory: int | None, cpus: float | None, pids: int | None
+        self,
+        name: str,
+        *,
+        memory: int | None,
+        cpus: float | None,
+        pids: int | None,
+        cloner: int | None = None,
     ) -> Group:
         """Make a group with these limits (bytes, processors, processes).
 
-        Raises UnsupportedError when a limit has no controller here.
+        `cloner` is a user who may start processes in it (version 2). Raises UnsupportedError when a limit has no controller here.
         """
         wanted = {"memory": memory, "cpu": cpus, "pids": pids}
         for controller, value in wanted.items():
@@ -196,6 +202,8 @@ class Groups:
                 group.directories[controller] = directory
                 if value is not None:
                     self._limit(directory, controller, value)
+                if cloner is not None and self.versions[controller] == 2:
+                    os.chown(directory / "cgroup.procs", cloner, -1)
             second = [c for c in group.directories if self.versions[c] == 2]
             if second:
                 group.fd = os.open(
@@ -228,10 +236,14 @@ class Groups:
         else:
             _write(directory / "pids.max", str(int(value)))
 
-    def allow(self, uid: int) -> None:
-        """Let processes of `uid`, which are in `join`'s group, start processes in our groups."""
+    def allow_clones(self) -> None:
+        """Let processes below our base start others in groups below it that they may write to.
+
+        A clone into a group needs to write to the group's cgroup.procs and to that of the nearest
+        common ancestor (cgroup-v2.rst, "Delegation Containment"); who is not below cannot come in.
+        """
         for base in self._second():
-            os.chown(base / "cgroup.procs", uid, -1)
+            (base / "cgroup.procs").chmod(0o666)
 
     def join(self, pid: int, name: str) -> None:
         """Move a helper that clones into our groups below the same base (version 2)."""

@@ -58,6 +58,11 @@ class Zygote:
         self._answer: asyncio.Future[list[str]] | None = None
 
     @property
+    def user(self) -> int | None:
+        """The user that the zygote is on the host, when it is not ours."""
+        return self._first_id if self._privileged else None
+
+    @property
     def alive(self) -> bool:
         """Whether boxes can be asked for."""
         return self._link is not None
@@ -104,7 +109,7 @@ class Zygote:
             map_file = Path(f"/proc/{self._pid}/{name}")
             map_file.write_text(f"0 {first} 1\n1 {first + 1} {IDS - 1}")
         if self._privileged:
-            self._groups.allow(self._first_id)
+            self._groups.allow_clones()
         self._groups.join(self._pid, "zygotes")
         users = os.open(f"/proc/{self._pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -112,7 +112,11 @@ class Supervisor:
             # Version 2 groups cost a clone nothing, so every box has one where they are.
             if self.groups.provider("pids") == "cgroup v2":
                 box.group = self.groups.create(
-                    box.name, memory=limits.memory, cpus=limits.cpus, pids=limits.pids
+                    box.name,
+                    memory=limits.memory,
+                    cpus=limits.cpus,
+                    pids=limits.pids,
+                    cloner=zygote.user,
                 )
                 if box.group.fd is not None:
                     fds.append(box.group.fd)

@@ -185,7 +185,8 @@ class Groups:
     ) -> Group:
         """Make a group with these limits (bytes, processors, processes).
 
-        `cloner` is a user who may start processes in it (version 2). Raises UnsupportedError when a limit has no controller here.
+        `cloner` is a user who may start processes in it (version 2). Raises UnsupportedError when
+        a limit has no controller here.
         """
         wanted = {"memory": memory, "cpu": cpus, "pids": pids}
         for controller, value in wanted.items():

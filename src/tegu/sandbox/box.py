@@ -350,7 +350,11 @@ class Box:
         waiting, self._pending = self._pending, {}
         for pending in waiting.values():
             if pending.timed_out:
-                pending.finish(_outcome(pending, signal.SIGKILL, 0.0, 0.0, 0, starved))
+                # What the box's processes used is known only where the box was the program's own.
+                times = (0.0, 0.0, 0)
+                if self._once and usage is not None:
+                    times = (usage.ru_utime, usage.ru_stime, usage.ru_maxrss)
+                pending.finish(_outcome(pending, signal.SIGKILL, *times, starved))
             else:
                 pending.finish(self.error or SandboxError(f"box {self.name} has ended"))
         if self.group is not None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from bench.build.mirror import serve
 from bench.build.ours import Tegu
 from bench.build.peers import Mkosi, Mmdebstrap
-from bench.build.workload import CASES, Builder, Case, Place
+from bench.build.workload import CASES, Builder, Case, Place, settle
 from bench.common import Bar, BenchResult, Usage, alternate, disk_used, machine, median, ratio
 
 __all__ = ["run"]
@@ -102,6 +102,7 @@ def _measure(
 
 def _once(builder: Builder, case: Case) -> Usage:
     builder.prepare(case)
+    settle()
     used = builder.build(case)
     log.info("%s, %s: %.1f s, %.1f s CPU", builder.name, CASES[case], used.wall, used.cpu)
     return used

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-from bench.build.workload import ADDED, PACKAGES, SUITE, Case, Place, restore, save
+from bench.build.workload import ADDED, PACKAGES, SUITE, Case, Place, discard, restore, save
 from bench.common import BenchError, Usage, measure
 
 from tegu.packages import Lock
@@ -92,21 +91,21 @@ class Tegu:
         if not self.kept.exists():
             self._clear()
             self._build("out")
-            save(self.work, self.kept)
+            save(self.work, self.kept, self.place.trash)
         if case == "update":
             self._prepare_update()
             return
-        restore(self.work, self.kept)
+        restore(self.work, self.kept, self.place.trash)
         if case == "warm":
             self._forget_all_but_downloads()
             (self.work / "tegu.lock").unlink()
-            shutil.rmtree(self.work / "out")
+            discard(self.work / "out", self.place.trash)
 
     def _prepare_update(self) -> None:
         """Build with an older version of one package, the newer one already downloaded."""
         kept = self.kept.with_name("tegu.kept.update")
         if not kept.exists():
-            restore(self.work, self.kept)
+            restore(self.work, self.kept, self.place.trash)
             self._make_older()
             # What was built from the newer version must not be found again.
             self._forget_all_but_downloads()
@@ -114,8 +113,8 @@ class Tegu:
             self._build("out")
             if UPDATED not in self._differences():
                 raise BenchError(f"the older {UPDATED} did not get into the lock")
-            save(self.work, kept)
-        restore(self.work, kept)
+            save(self.work, kept, self.place.trash)
+        restore(self.work, kept, self.place.trash)
 
     def _make_older(self) -> None:
         """Repack one package as if it were the version before: another number, another program."""
@@ -196,13 +195,13 @@ class Tegu:
 
     def _clear(self) -> None:
         for name in ("store", "out", "clean"):
-            shutil.rmtree(self.work / name, ignore_errors=True)
+            discard(self.work / name, self.place.trash)
         (self.work / "tegu.lock").unlink(missing_ok=True)
 
     def _forget_all_but_downloads(self) -> None:
         for entry in (self.work / "store").iterdir():
             if entry.name not in DOWNLOADS:
-                shutil.rmtree(entry)
+                discard(entry, self.place.trash)
 
     def folders(self) -> list[Path]:
         return [self.work / "store", self.work / "out"]

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.build.workload import ADDED, PACKAGES, SUITE, Case, Place, restore, save
+from bench.build.workload import ADDED, PACKAGES, SUITE, Case, Place, discard, restore, save
 from bench.common import Usage, measure
 
 from tegu.process import require, run
@@ -62,11 +62,11 @@ class Mmdebstrap:
         return run([self.program, "--version"]).stdout.strip()
 
     def prepare(self, case: Case) -> None:
-        self.output.unlink(missing_ok=True)
+        discard(self.output, self.place.trash)
 
     def build(self, case: Case) -> Usage:
         packages = [*PACKAGES, *([ADDED] if case == "package" else [])]
-        argv = [self.program, "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
+        argv = [self.program, "--quiet", "--variant=essential", f"--include={','.join(packages)}"]
         return measure(
             [*argv, SUITE, self.output, self.place.mirror.uri()],
             env={**os.environ, "TMPDIR": str(self.place.work)},
@@ -141,15 +141,15 @@ class Mkosi:
             return
         if not self.kept.exists():
             self._run("--incremental=yes", "--force")
-            save(self.place.work / "cache", self.kept / "cache")
-            save(self.place.work / "out", self.kept / "out")
+            save(self.place.work / "cache", self.kept / "cache", self.place.trash)
+            save(self.place.work / "out", self.kept / "out", self.place.trash)
         if case == "package" and not any((self.place.work / "packages").rglob(f"{ADDED}_*.deb")):
             # Its download is not what is compared.
             self._configure(ADDED)
             self._run("--force")
             self._configure()
         for folder in ("out", "cache"):
-            restore(self.place.work / folder, self.kept / folder)
+            restore(self.place.work / folder, self.kept / folder, self.place.trash)
 
     def build(self, case: Case) -> Usage:
         match case:
@@ -172,7 +172,7 @@ class Mkosi:
         return measure(argv, env=self.env, cwd=self.place.work, log=self.place.work / "log")
 
     def _empty(self, folder: str) -> None:
-        shutil.rmtree(self.place.work / folder, ignore_errors=True)
+        discard(self.place.work / folder, self.place.trash)
         (self.place.work / folder).mkdir()
 
     def folders(self) -> list[Path]:

@@ -129,6 +129,29 @@ def test_a_package_more_equals_a_clean_build(small: Small, deb: Deb) -> None:
     assert image_hash(added) == image_hash(clean)
 
 
+def test_a_package_that_takes_an_alternative_over_equals_a_clean_build(
+    small: Small, deb: Deb
+) -> None:
+    # The name comes before util-linux, which has the other pager: from scratch it is the first.
+    take = "update-alternatives --install /usr/bin/pager pager /usr/bin/a-tegu-pager 99"
+    path = deb(
+        "a-tegu-pager",
+        "1",
+        {"/usr/bin/a-tegu-pager": "#!/bin/sh\n", "/usr/share/man/man1/a-tegu-pager.1.gz": "x"},
+        scripts={
+            "postinst": f"#!/bin/sh\n{take} --slave /usr/share/man/man1/pager.1.gz pager.1.gz"
+            " /usr/share/man/man1/a-tegu-pager.1.gz\n"
+        },
+    )
+    small.write(packages=f'local = ["{path}"]')
+    added = small.build()
+    step = next(s for s in added.steps if s.name == "tree")
+    assert (step.outcome, step.reason) == ("incremental", "+a-tegu-pager")
+    clean = small.build(clean=True)
+    assert added.tree_digest == clean.tree_digest
+    assert image_hash(added) == image_hash(clean)
+
+
 def test_a_newer_package_equals_a_clean_build(small: Small, deb: Deb) -> None:
     files = {"/usr/share/tegu-test/a": "1", "/usr/share/tegu-test/b": "1", "/etc/tegu-test": "1\n"}
     one = deb("tegu-test-data", "1", files, conffiles=("/etc/tegu-test",))

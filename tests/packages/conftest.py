@@ -89,6 +89,8 @@ class Repository:
     by_hash: bool = False
     forms: tuple[str, ...] = (".xz", ".gz")
     stanzas: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    """Stanzas of the index of source packages."""
 
     def add(
         self,
@@ -157,6 +159,12 @@ class Repository:
                 if self.by_hash:
                     (folder / "by-hash/SHA256").mkdir(parents=True, exist_ok=True)
                     (folder / "by-hash/SHA256" / sha256).write_bytes(content)
+        if self.sources:
+            content = lzma.compress("\n".join(self.sources).encode())
+            (self.dists / self.component / "source").mkdir(exist_ok=True)
+            (self.dists / self.component / "source/Sources.xz").write_bytes(content)
+            sha256 = hashlib.sha256(content).hexdigest()
+            sums.append(f" {sha256} {len(content)} {self.component}/source/Sources.xz")
         lines = [f"Suite: {self.suite}", f"Codename: {self.codename}"]
         lines += [f"Date: {formatdate(date, usegmt=True)}"]
         if valid_until is not None:

@@ -35,6 +35,7 @@ VERBS: dict[str, Verb] = {
     "lock": Verb("tegu.cli.lock", "app", "Resolve a definition to exact packages."),
     "build": Verb("tegu.cli.build", "app", "Build an image from a lock."),
     "image": Verb("tegu.cli.image", "app", "List, inspect, compare, export, remove images."),
+    "kernel": Verb("tegu.cli.kernel", "app", "Build the cloud kernel, and keep it current."),
     "gc": Verb("tegu.cli.store", "gc_app", "Free what no image or recent build needs."),
     "store": Verb("tegu.cli.store", "app", "Look at the store, verify what it holds."),
     "boot": Verb("tegu.cli.machine", "boot_app", "Boot an image in a machine."),

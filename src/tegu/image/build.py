@@ -93,7 +93,7 @@ class _Task:
             return self._new_tree(key, packages, step)
 
     def _new_tree(self, key: str, packages: tuple[LockedPackage, ...], step: Any) -> Tree:
-        self.unpacked = frozenset(unpack_missing(self.store, packages))
+        self.unpacked = frozenset(unpack_missing(self.store, packages, tools=self.lock.tools))
         facts = {
             "engine": self.engine,
             "architecture": self.lock.architecture,

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from tegu.image.alternatives import links_in
 from tegu.image.dpkgdb import ADMIN, paragraphs, write_paragraphs
 from tegu.image.ids import renumber
 
@@ -123,7 +124,10 @@ def _sort_tables(root: Path) -> None:
 
 
 def clamp_times(directories: Iterable[Path], timestamp: int) -> None:
-    """Set directories' mtimes to `timestamp`, and later mtimes of all else back to it."""
+    """Set directories' mtimes to `timestamp`, and later mtimes of all else back to it.
+
+    Links of alternatives get it too: theirs tell the order in which packages were configured.
+    """
     for directory in directories:
         os.utime(directory, (timestamp, timestamp))
         stack = [os.fspath(directory)]
@@ -136,6 +140,8 @@ def clamp_times(directories: Iterable[Path], timestamp: int) -> None:
                     elif entry.stat(follow_symlinks=False).st_mtime <= timestamp:
                         continue
                     os.utime(entry.path, (timestamp, timestamp), follow_symlinks=False)
+        for link in links_in(directory):
+            os.utime(link, (timestamp, timestamp), follow_symlinks=False)
 
 
 def canonicalise(root: Path, changed: Iterable[Path]) -> dict[str, int]:

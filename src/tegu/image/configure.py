@@ -15,6 +15,7 @@ from pathlib import Path
 from tegu.errors import BuildError
 from tegu.image.dpkgdb import ADMIN, info_name
 from tegu.image.sandbox import Sandbox
+from tegu.image.shortcuts import scripts, shortened
 from tegu.image.unpack import Unpacked
 from tegu.linux import bind, unmount
 from tegu.process import Completed
@@ -101,6 +102,15 @@ def _shimmed(box: Sandbox, scratch: Path) -> Iterator[None]:
                 if target.is_file():
                     bind(shim, target)
                     bound.append(target)
+        for name in scripts():
+            target = box.root / ADMIN / "info" / name
+            quick = shortened(name, target.read_text()) if target.is_file() else None
+            if quick is not None:
+                shim = scratch / f"shim-{name}"
+                shim.write_text(quick)
+                shim.chmod(0o755)
+                bind(shim, target)
+                bound.append(target)
         yield
     finally:
         for target in reversed(bound):

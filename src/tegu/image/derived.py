@@ -10,10 +10,11 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tegu.image.certificates import make_bundle
 from tegu.image.sandbox import Sandbox
 from tegu.image.unpack import content_hash
 from tegu.store import Store
@@ -29,7 +30,8 @@ class Step:
 
     All paths are relative to the tree; outputs may be shell globs, and are no inputs. The step is
     left out where `program` or the first input is missing. `cached` steps are worth keeping in the
-    store; the others are quick.
+    store; the others are quick. `shortcut` does the same as the program in less time, or returns
+    False without having done anything.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Step:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     cached: bool = True
+    shortcut: Callable[[Sandbox], bool] | None = field(default=None, repr=False)
 
 
 MODULES = Step(
@@ -82,6 +85,7 @@ STEPS = (
             "usr/bin/openssl",
         ),
         ("etc/ssl/certs",),
+        shortcut=make_bundle,
     ),
     Step(
         "hardware database",
@@ -121,7 +125,8 @@ def derive(store: Store, box: Sandbox, *, steps: Sequence[Step] = STEPS) -> list
         kept = store.tree(KIND, key)
         if kept is None:
             _clear(box.root, step)
-            box.run(step.argv)
+            if step.shortcut is None or not step.shortcut(box):
+                box.run(step.argv)
             ran.append(step.name)
             with store.new_tree(KIND, key) as tree:
                 _copy_outputs(box.root, tree, step)

@@ -35,16 +35,15 @@ def settle_written(f: IO[bytes], offset: int) -> int:
     block_size = 1024 << struct.unpack_from("<I", first, 0x18)[0]
     (per_group,) = struct.unpack_from("<I", first, 0x20)
     blocks = blocks_low | blocks_high << 32
-    places = [1024]
-    for group in _groups_with_copy(-(-(blocks - first_block) // per_group)):
-        places.append((first_block + group * per_group) * block_size)
+    copies = _groups_with_copy(-(-(blocks - first_block) // per_group))
+    places = [1024, *((first_block + group * per_group) * block_size for group in copies)]
     for place in places:
         f.seek(offset + place)
         copy = bytearray(f.read(_SIZE))
         if copy[0x38:0x3A] != b"\x53\xef":
             raise BuildError("mke2fs made an ext4 with other features than it was asked for")
         copy[_KBYTES_WRITTEN] = bytes(8)
-        struct.pack_into("<I", copy, _CHECKSUM, crc32c(copy[:_CHECKSUM]))
+        struct.pack_into("<I", copy, _CHECKSUM, crc32c(bytes(copy[:_CHECKSUM])))
         f.seek(offset + place)
         f.write(copy)
     return len(places)

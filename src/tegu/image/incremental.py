@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tegu.image import dpkgdb
+from tegu.image.alternatives import settled_paths
 from tegu.image.canonical import canonicalise, clamp_times
 from tegu.image.configure import configure, run_preinsts
 from tegu.image.merge import PathMap, merge
@@ -175,7 +176,7 @@ _SHARED_FILES = frozenset(
 def _check_apart(upper: Path, below: Sequence[Path], exchanged: set[str]) -> None:
     """Refuse if a path that the base tree has was written to, other than a shared table.
 
-    `exchanged` are the paths of packages that were exchanged on purpose.
+    `exchanged` are paths that were changed on purpose, and come out the same from scratch.
     """
     base = os.fspath(upper)
     for directory, directories, files in os.walk(base):
@@ -304,7 +305,9 @@ def extend(
         exchanged = {
             links_map.real(e.path) for pair in pairs for side in pair for e in side.entries
         }
-        _check_apart(upper, below, exchanged)
+        ran = [p.control.get(m, "") for p in there for m in ("preinst", "postinst", "config")]
+        settled = {links_map.real(path) for path in settled_paths(upper, ran)}
+        _check_apart(upper, below, exchanged | settled)
         clamp_times([lower, upper], base.timestamp)
         tree = Tree(
             key,

@@ -79,7 +79,7 @@ def _walk(root: Path, known: Mapping[str, str]) -> Iterator[Item]:
                 if info.st_dev == device:
                     stack.append(entry.path)
             elif stat.S_ISREG(info.st_mode):
-                content = known.get(path) or content_hash(Path(entry.path))
+                content = known.get(path) or content_hash(entry.path)
                 if info.st_nlink > 1:
                     link = first.setdefault(info.st_ino, path)
             elif stat.S_ISLNK(info.st_mode):

@@ -82,7 +82,7 @@ def locked_tools(
     key = tools_key(packages)
     tree = store.tree(KIND, key)
     if tree is None:
-        unpack_missing(store, packages)
+        unpack_missing(store, packages, tools=packages)
         unpacked: list[Unpacked] = []
         for package in packages:
             found = open_unpacked(store, package)

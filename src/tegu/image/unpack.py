@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
+import struct
 import tarfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,11 +19,16 @@ from typing import IO
 import xxhash
 
 from tegu.errors import BuildError, VerifyError
-from tegu.packages.deb import open_deb
+from tegu.image.xz import LIBRARY, XzDecoder, library_of
+from tegu.packages.deb import XzReader, open_deb
+from tegu.packages.deb_streams import Memory
 from tegu.packages.lock import LockedPackage
 from tegu.store import Store
 
 __all__ = ["KIND", "Entry", "Unpacked", "content_hash", "open_unpacked", "unpack_missing"]
+
+_PART = 1 << 18
+_JOB = struct.Struct("=i")
 
 KIND = "packages-1"  # raise it when what is recorded changes
 
@@ -93,12 +100,19 @@ class Unpacked:
         return None
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path | str) -> str:
     """Return the XXH3-128 (hex) of a file's content: against rot, not against an attacker."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as f:
-        while chunk := f.read(1 << 18):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        whole = os.read(fd, _PART)
+        if len(whole) < _PART and not os.read(fd, 1):  # nearly every file
+            return xxhash.xxh3_128_hexdigest(whole)
+        digest = xxhash.xxh3_128(whole)
+        os.lseek(fd, len(whole), os.SEEK_SET)
+        while chunk := os.read(fd, _PART):
             digest.update(chunk)
+    finally:
+        os.close(fd)
     return digest.hexdigest()
 
 
@@ -109,36 +123,68 @@ def open_unpacked(store: Store, package: LockedPackage) -> Unpacked | None:
 
 
 def unpack_missing(
-    store: Store, packages: Sequence[LockedPackage], *, workers: int | None = None
+    store: Store,
+    packages: Sequence[LockedPackage],
+    *,
+    tools: Sequence[LockedPackage] = (),
+    workers: int | None = None,
 ) -> list[str]:
     """Unpack those of `packages` that are not in the store yet; returns their names.
 
-    Their .debs must be in the store. Runs as root of a user namespace, so that owners are kept.
+    Their .debs must be in the store. Decompresses with the library among `tools` where that runs.
+    Runs as root of a user namespace, so that owners are kept.
     """
     missing = [p for p in packages if store.tree(KIND, p.sha256) is None]
     missing.sort(key=lambda p: (-p.size, p.name))  # the largest first: workers end together
     workers = min(workers or os.cpu_count() or 1, len(missing))
-    if workers <= 1:
-        for package in missing:
-            unpack(store, package)
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
-            list(pool.map(unpack, [store] * len(missing), missing))
+    if not missing:
+        return []
+    if len(missing) > 1:
+        for package in tools:
+            if package.name == LIBRARY and store.tree(KIND, package.sha256) is None:
+                unpack(store, package)
+    library = library_of(store, KIND, tools)
+    # The queue is a file of numbers whose position all workers share: each takes the next.
+    jobs = os.memfd_create("jobs")
+    try:
+        os.write(jobs, b"".join(_JOB.pack(n) for n in range(len(missing))))
+        os.lseek(jobs, 0, os.SEEK_SET)
+        if workers == 1:
+            _unpack_share(jobs, store, missing, library)
+        else:
+            with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+                shares = [
+                    pool.submit(_unpack_share, jobs, store, missing, library)
+                    for _ in range(workers)
+                ]
+                for share in shares:
+                    share.result()
+    finally:
+        os.close(jobs)
     return sorted(p.name for p in missing)
 
 
-def unpack(store: Store, package: LockedPackage) -> None:
+def _unpack_share(
+    jobs: int, store: Store, packages: Sequence[LockedPackage], library: Path | None
+) -> None:
+    """Unpack packages whose numbers come from the file `jobs`, to its end."""
+    with XzDecoder.started(library) as decoder:
+        while len(job := os.read(jobs, _JOB.size)) == _JOB.size:
+            package = packages[_JOB.unpack(job)[0]]
+            if store.tree(KIND, package.sha256) is None:
+                unpack(store, package, decoder.decode if decoder is not None else None)
+
+
+def unpack(store: Store, package: LockedPackage, xz: XzReader | None = None) -> None:
     """Unpack one .deb into the store."""
     deb = store.blob(package.sha256)
     if deb is None:
         raise BuildError(f"{package.name} {package.version} has not been downloaded")
     with deb.open("rb") as f:
-        import hashlib
-
         if hashlib.file_digest(f, "sha256").hexdigest() != package.sha256:
             store.drop_blob(package.sha256)
             raise VerifyError(f"{package.name}: the stored .deb is damaged and was dropped")
-    with store.new_tree(KIND, package.sha256) as tree, open_deb(deb) as archive:
+    with store.new_tree(KIND, package.sha256) as tree, open_deb(deb, xz=xz) as archive:
         root = tree / "root"
         root.mkdir(mode=0o755)
         entries = _extract(archive.data(), root)
@@ -167,7 +213,10 @@ def _extract(members: Members, root: Path) -> list[Entry]:
         kind, size, digest, target = "f", 0, "", ""
         if info.isdir():
             kind = "d"
-            os.makedirs(full, exist_ok=True)  # noqa: PTH103 - thousands of times
+            try:
+                os.mkdir(full)  # noqa: PTH102 - thousands of times
+            except OSError:  # it is there, or its parent is not
+                os.makedirs(full, exist_ok=True)  # noqa: PTH103
             if info.uid or info.gid:
                 os.chown(full, info.uid, info.gid)
             if mode != 0o755:
@@ -196,13 +245,16 @@ def _write(full: str, content: IO[bytes], info: tarfile.TarInfo) -> tuple[int, s
     mode = stat.S_IMODE(info.mode)
     fd = os.open(full, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        while chunk := content.read(1 << 20):
+        chunk: bytes | memoryview
+        while chunk := content.whole if isinstance(content, Memory) else content.read(1 << 20):
             digest.update(chunk)
             size += len(chunk)
             while written := os.write(fd, chunk):
                 if written == len(chunk):
                     break
                 chunk = chunk[written:]
+            if isinstance(content, Memory):
+                break
         if info.uid or info.gid:
             os.fchown(fd, info.uid, info.gid)
         if mode & 0o7022:  # what the umask or the change of owner took away

@@ -16,7 +16,8 @@ def system_variables(definition: Definition | None, lock: Lock | None) -> dict[s
     """Return the variables that follow from a definition and its lock.
 
     `packages` has one line `name version architecture` for each package, as dpkg-query prints with
-    '${Package} ${Version} ${Architecture}'; `listening` one line `tcp:PORT` for each socket.
+    '${Package} ${Version} ${Architecture}'; `listening` one line `tcp:PORT` for each socket;
+    `setuid` one path for each file that keeps the bit, or nothing where the definition is silent.
     """
     out: dict[str, str] = {}
     if definition is not None:
@@ -27,6 +28,7 @@ def system_variables(definition: Definition | None, lock: Lock | None) -> dict[s
             "pretty_name": system.pretty_name,
             "default_target": definition.units.default_target,
             "filesystem": definition.image.filesystem,
+            "setuid": "\n".join(sorted(definition.hardening.setuid or ())),
             "listening": "\n".join(sorted(definition.hardening.listening)),
         }
     if lock is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +38,8 @@ def overlay(
 
     With `upper` and `work` it can be written; both must be on one file system. Extended attributes
     are kept under `user.` (Documentation/filesystems/overlayfs.rst, "userxattr") so that the
-    layers look the same to root and in a user namespace.
+    layers look the same to root and in a user namespace. fsync(2) in it does nothing where the
+    kernel can do that ("volatile", Linux 5.10): a tree that is being made is of no use half-made.
     """
     layers = [str(p) for p in lower]
     if upper is None and len(layers) == 1:
@@ -51,12 +54,22 @@ def overlay(
         )
 
     options = ["userxattr", "lowerdir=" + ":".join(rel(p) for p in layers)]
+    further = [""]
     if upper is not None:
         options += [f"upperdir={rel(upper)}", f"workdir={rel(work or upper)}"]
+        # The mark that a mount leaves would refuse the next one with this work directory.
+        shutil.rmtree((work or upper) / "work/incompat", ignore_errors=True)
+        further = [",volatile", ""]
     before = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.chdir(base)
-        libc.mount("overlay", str(target), "overlay", 0, ",".join(options))
+        for more in further:
+            try:
+                libc.mount("overlay", str(target), "overlay", 0, ",".join(options) + more)
+                break
+            except OSError as e:
+                if e.errno != errno.EINVAL or not more:
+                    raise
     finally:
         os.fchdir(before)
         os.close(before)

@@ -1,8 +1,9 @@
 """Package repositories: index, verify, solve, lock, fetch; and package files, read and written.
 
 `make_lock` turns a definition into a `Lock` (exact packages), `fetch_all` brings the packages of a
-lock into the store, `open_deb` and `write_deb` read and write one package file. Package formats
-other than deb have their place beside the deb modules.
+lock into the store, `find_source` and `fetch_source` do so for a source package, `open_deb` and
+`write_deb` read and write one package file. Package formats other than deb have their place beside
+the deb modules.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
     from tegu.packages.fetch import fetch_all
     from tegu.packages.lockfile import default_lock_path
     from tegu.packages.make import make_lock, provide_local, stale
+    from tegu.packages.source_package import SourcePackage, fetch_source, find_source
 
 __all__ = [
     "LOCAL",
     "Lock",
     "LockedPackage",
     "LockedRepository",
+    "SourcePackage",
     "default_lock_path",
     "diff",
     "fetch_all",
+    "fetch_source",
+    "find_source",
     "make_lock",
     "open_deb",
     "provide_local",
@@ -33,9 +38,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "SourcePackage": "tegu.packages.source_package",
     "default_lock_path": "tegu.packages.lockfile",
     "diff": "tegu.packages.compare",
     "fetch_all": "tegu.packages.fetch",
+    "fetch_source": "tegu.packages.source_package",
+    "find_source": "tegu.packages.source_package",
     "make_lock": "tegu.packages.make",
     "open_deb": "tegu.packages.deb",
     "provide_local": "tegu.packages.make",

@@ -19,7 +19,7 @@ from typing import IO, Self, cast
 
 from tegu.errors import UnsupportedError, VerifyError
 from tegu.packages.deb_check import Checker
-from tegu.packages.deb_streams import OPENERS, Content, Forward, InMemory, Slice
+from tegu.packages.deb_streams import OPENERS, Content, Forward, Memory, Slice
 
 __all__ = ["DebArchive", "Limits", "open_deb"]
 
@@ -39,12 +39,17 @@ class Limits:
     members: int = 2_000_000
 
 
-def open_deb(path: Path, limits: Limits = Limits()) -> DebArchive:
+XzReader = Callable[[bytes], memoryview | None]
+"""Returns what an .xz file holds, valid until the next call; None to have it read the usual way."""
+
+
+def open_deb(path: Path, limits: Limits = Limits(), *, xz: XzReader | None = None) -> DebArchive:
     """Open the package file at `path`; use it as a context manager.
 
-    Raises VerifyError when it is not a well-formed package.
+    `xz` is another way to decompress the data tar. Raises VerifyError when it is not a well-formed
+    package.
     """
-    return DebArchive(path, limits)
+    return DebArchive(path, limits, xz)
 
 
 class DebArchive:
@@ -55,9 +60,10 @@ class DebArchive:
     continuation lines joined by newlines.
     """
 
-    def __init__(self, path: Path, limits: Limits = Limits()) -> None:
+    def __init__(self, path: Path, limits: Limits = Limits(), xz: XzReader | None = None) -> None:
         self.path = path
         self._limits = limits
+        self._xz = xz
         self._stack = ExitStack()
         try:
             self._file = self._stack.enter_context(path.open("rb"))
@@ -92,18 +98,17 @@ class DebArchive:
         leading `./` (the root itself is `.`), links checked: see `Checker`.
         """
         check = Checker(self.path, self._limits.members)
-        with self._tar("data.tar", self._limits.data_bytes) as tar:
+        with self._tar("data.tar", self._limits.data_bytes, self._xz) as tar:
             for info in _members(tar, self.path):
                 check(info)
                 yield info, self._content(tar, info) if info.isreg() else None
 
     def _content(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-        if isinstance(tar.fileobj, io.BytesIO):  # all of it is in memory: no layers in between
-            start = info.offset_data
-            content_bytes = tar.fileobj.getbuffer()[start : start + info.size]
-            if len(content_bytes) != info.size:
+        if isinstance(tar.fileobj, Memory):  # all of it is there: no layers in between
+            part = tar.fileobj.part(info.offset_data, info.size)
+            if len(part) != info.size:
                 raise VerifyError(f"{self.path}: {info.name} is cut short")
-            return cast("IO[bytes]", InMemory(content_bytes))
+            return cast("IO[bytes]", Memory(part))
         content = tar.extractfile(info)
         assert content is not None  # it is a regular file
         return io.BufferedReader(Content(content, f"{self.path}: {info.name}"), 1 << 18)
@@ -129,21 +134,22 @@ class DebArchive:
                 raise VerifyError(f"{self.path}: its control file has no {key}")
         return fields, files
 
-    def _tar(self, stem: str, limit: int) -> _Tar:
+    def _tar(self, stem: str, limit: int, xz: XzReader | None = None) -> _Tar:
         for name, (offset, size) in self._members.items():
             if name == stem or name.startswith(f"{stem}."):
-                return _Tar(self.path, name, Slice(self._file, offset, size), limit)
+                return _Tar(self.path, name, Slice(self._file, offset, size), limit, xz)
         raise VerifyError(f"{self.path}: it has no {stem}")
 
 
 class _Tar:
     """Opens a compressed tar and turns every way in which it can be broken into VerifyError."""
 
-    def __init__(self, path: Path, name: str, raw: Slice, limit: int) -> None:
+    def __init__(self, path: Path, name: str, raw: Slice, limit: int, xz: XzReader | None) -> None:
         self.path = path
         self.name = name
         self.raw = raw
         self.limit = limit
+        self.xz = xz
         self.stack = ExitStack()
 
     def __enter__(self) -> tarfile.TarFile:
@@ -154,13 +160,20 @@ class _Tar:
         stream = self._in_memory(opener) or Forward(opener(self.raw), self.path, self.limit)
         try:
             return self.stack.enter_context(
-                tarfile.open(fileobj=stream, mode="r:", errorlevel=2, encoding="utf-8")
+                tarfile.open(
+                    fileobj=cast("IO[bytes]", stream), mode="r:", errorlevel=2, encoding="utf-8"
+                )
             )
         except tarfile.TarError as e:
             raise VerifyError(f"{self.path}: {self.name} is damaged: {e}") from e
 
-    def _in_memory(self, opener: Callable[[Slice], IO[bytes]]) -> io.BytesIO | None:
+    def _in_memory(self, opener: Callable[[Slice], IO[bytes]]) -> Memory | None:
         """Return the whole tar when it is small, as nearly all are; None for a large one."""
+        if self.xz is not None and self.name.endswith(".xz"):
+            whole = self.xz(self.raw.read())
+            self.raw.rewind()
+            if whole is not None and len(whole) <= self.limit:
+                return Memory(whole)
         stream = Forward(opener(self.raw), self.path, min(self.limit, _IN_MEMORY))
         parts = []
         try:
@@ -170,7 +183,7 @@ class _Tar:
             # Too large, or damaged: read in a stream, which tells which of the two.
             self.raw.rewind()
             return None
-        return io.BytesIO(b"".join(parts))
+        return Memory(memoryview(b"".join(parts)))
 
     def __exit__(
         self,

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from tegu.errors import UnsupportedError, VerifyError
 
-__all__ = ["OPENERS", "Content", "Forward", "InMemory", "Slice"]
+__all__ = ["OPENERS", "Content", "Forward", "Memory", "Slice"]
 
 
 class _BrokenError(Exception):
@@ -161,15 +161,35 @@ class Content(io.RawIOBase):
         return len(data)
 
 
-class InMemory(io.RawIOBase):
-    """The content of a member of a tar that is in memory whole."""
+class Memory(io.RawIOBase):
+    """A file that is in memory whole: a tar, or a member of one."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self._position = 0
 
+    def part(self, start: int, size: int) -> memoryview:
+        """Return `size` bytes from `start`, without a copy."""
+        return self._data[start : start + size]
+
+    @property
+    def whole(self) -> memoryview:
+        """All of it, without a copy."""
+        return self._data
+
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        base = {0: 0, 1: self._position, 2: len(self._data)}[whence]
+        self._position = base + offset
+        return self._position
 
     def read(self, size: int | None = -1) -> bytes:
         end = len(self._data) if size is None or size < 0 else self._position + size

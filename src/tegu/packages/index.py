@@ -40,9 +40,12 @@ if TYPE_CHECKING:
 
     from tegu.store import Store
 
-__all__ = ["PackagesFile", "SuiteIndex", "load_indexes"]
+__all__ = ["SOURCES", "PackagesFile", "SuiteIndex", "load_indexes"]
 
 log = logging.getLogger(__name__)
+
+SOURCES = "source"
+"""What `load_indexes` takes in place of an architecture to read the indexes of source packages."""
 
 _MAX_INRELEASE = 16 << 20
 _MAX_PACKAGES = 2 << 30
@@ -52,7 +55,10 @@ _UNUSED_AFTER = 30 * 86400  # seconds
 
 @dataclass(frozen=True, slots=True)
 class PackagesFile:
-    """One Packages file (deb822 stanzas), uncompressed at `path`; `key` names its content."""
+    """One Packages or Sources file (deb822 stanzas), uncompressed at `path`.
+
+    `key` names its content.
+    """
 
     component: str
     architecture: str
@@ -76,6 +82,7 @@ def load_indexes(
 ) -> list[SuiteIndex]:
     """Return the verified index of each source for `architecture` (dpkg's name, "amd64").
 
+    With `SOURCES` for an architecture it is the index of source packages.
     With `offline` only what is in the store is used. Raises FetchError when a mirror does not
     deliver, VerifyError when a signature, a checksum or the age of an index does not hold.
     """
@@ -179,6 +186,8 @@ class _Loader:
             return
         for component in source.components:
             yield component, self.architecture
+            if self.architecture == SOURCES:
+                continue
             if release.separate_all and any(
                 name.startswith(f"{component}/binary-all/Packages") for name in release.files
             ):
@@ -187,7 +196,7 @@ class _Loader:
     def _packages(
         self, source: Source, release: Release, component: str, architecture: str, where: str
     ) -> PackagesFile:
-        stem = f"{component}/binary-{architecture}/Packages" if component else "Packages"
+        stem = _stem(component, architecture)
         forms = [form for form in _FORMS if stem + form in release.files]
         if not forms:
             raise absent_index(where, component, architecture)
@@ -272,6 +281,13 @@ class _Loader:
             except TransientError as e:
                 tries.failed(e)
         raise AssertionError("Attempts always ends by raising")
+
+
+def _stem(component: str, architecture: str) -> str:
+    """Return an index's path in its suite, without the ending of a compressed form."""
+    if architecture == SOURCES:
+        return f"{component}/source/Sources" if component else "Sources"
+    return f"{component}/binary-{architecture}/Packages" if component else "Packages"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,155 @@
+"""`tegu kernel`: the cloud kernel from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tegu.cli import kernel_history
+from tegu.cli.output import human_size, note, print_json, print_table, spinner
+
+app = typer.Typer(no_args_is_help=True, help="Build the cloud kernel, and keep it current.")
+config_app = typer.Typer(no_args_is_help=True, help="The kernel's configuration.")
+app.add_typer(config_app, name="config")
+kernel_history.add_to(app)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Recipe = Annotated[
+    Path | None, typer.Option("--recipe", "-r", help="What to build [distro/kernel/kernel.toml].")
+]
+
+
+@app.command(epilog="Example: tegu kernel build -o out/ --jobs 4")
+def build(
+    recipe: Recipe = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory to put the packages in.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Jobs [CPUs].")] = None,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(help="PEM file with a private key and its certificate, to sign modules with."),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use what the store has.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build the kernel's packages from the distribution's verified source.
+
+    The source package's own patches are applied, then the recipe's; the configuration is made from
+    the recipe's fragments and nothing else. The packages are kept in the store, so that building
+    the same again costs nothing, and a change costs what ccache cannot answer.
+    """
+    import shutil
+
+    from tegu.kernel import build_kernel, load_recipe
+    from tegu.store import Store
+
+    loaded = load_recipe(recipe)
+    with spinner() as say:
+        built = build_kernel(
+            loaded, Store.default(), jobs=jobs, sign_key=sign_key, offline=offline, say=say
+        )
+    paths = list(built.packages)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        paths = [Path(shutil.copy2(p, output / p.name)) for p in paths]
+    if as_json:
+        print_json(
+            {
+                "release": built.release,
+                "version": built.version,
+                "packages": [str(p) for p in paths],
+                "seconds": built.seconds,
+                "cached": built.cached,
+                "tools": built.tools,
+            }
+        )
+        return
+    print_table(["package", "size"], [[p, human_size(p.stat().st_size)] for p in paths])
+
+
+@config_app.command(epilog="Example: tegu kernel config check")
+def check(
+    recipe: Recipe = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use what the store has.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say which options of the fragments do not take, and where the result is less than hardened.
+
+    Unpacks and configures the source; nothing is compiled. Where kernel-hardening-checker is
+    installed, its recommendations are compared too; accepted deviations are in hardening.toml.
+    """
+    from dataclasses import asdict
+
+    from tegu.errors import BuildError, UnsupportedError
+    from tegu.kernel import check_config, check_hardening, load_recipe, read_accepted
+    from tegu.store import Store
+
+    loaded = load_recipe(recipe)
+    accepted = read_accepted(loaded.path.parent / "hardening.toml")
+    with spinner() as say:
+        checked = check_config(loaded, Store.default(), offline=offline, say=say)
+    misses = checked.misses
+    try:
+        hardening = check_hardening(checked.config, accepted)
+        unsupported = ""
+    except UnsupportedError as e:
+        hardening = None
+        unsupported = f"{e.message}; {e.hint}"
+    if as_json:
+        print_json(
+            {
+                "options": len(loaded.options),
+                "misses": [
+                    {
+                        "where": m.option.where,
+                        "option": m.option.name,
+                        "wanted": m.option.value,
+                        "got": m.got,
+                        "needs": list(m.unmet),
+                    }
+                    for m in misses
+                ],
+                "hardening": {"unsupported": unsupported}
+                if hardening is None
+                else {
+                    "checker": hardening.version,
+                    "checks": hardening.checks,
+                    "deviations": [asdict(d) for d in hardening.deviations],
+                    "needless": hardening.needless,
+                },
+            }
+        )
+    else:
+        print_table(
+            ["where", "option", "wanted", "got", "needs"],
+            [
+                [m.option.where, m.option.name, m.option.value, m.got, "; ".join(m.unmet)]
+                for m in misses
+            ],
+        )
+        if hardening is not None:
+            print_table(
+                ["hardening", "recommended", "is"],
+                [[d.option, d.wanted, d.result] for d in hardening.refused],
+            )
+    if hardening is None:
+        note(unsupported)
+    elif hardening.needless:
+        note(f"accepted without need: {', '.join(hardening.needless)}")
+    refused = hardening.refused if hardening is not None else []
+    if misses or refused:
+        raise BuildError(
+            f"{len(misses)} of {len(loaded.options)} options did not take, "
+            f"{len(refused)} are not as recommended",
+            hint="change the fragments, or accept a deviation in hardening.toml with its reason",
+        )
+    if not as_json:
+        print(f"all {len(loaded.options)} options took")
+        if hardening is not None:
+            print(
+                f"{hardening.checks} recommendations, {len(hardening.deviations)} deviations, "
+                "all of them accepted with a reason"
+            )

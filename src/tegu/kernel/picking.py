@@ -1,0 +1,95 @@
+"""Cherry-picking a fix onto a tree: on a branch of its own, whole or not at all."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tegu.errors import BuildError, UsageError
+from tegu.kernel.gitrepo import Repo
+from tegu.kernel.messages import parse_message
+
+__all__ = ["Picked", "pick"]
+
+_BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """What was picked: the `branch` and, per asked commit, the new one."""
+
+    branch: str
+    commits: dict[str, str]
+
+
+def pick(repo: Repo, commits: list[str], tree: str, branch: str) -> Picked:
+    """Pick `commits`, in their order, onto `tree` as the new `branch`.
+
+    Each gets the line that stable trees use (`[ Upstream commit X ]`) and the picker's sign-off.
+    The repository's own work tree is not touched. Raises UsageError for what cannot be picked and
+    BuildError, with the files, for a conflict; there is no branch then.
+    """
+    if not _BRANCH.fullmatch(branch):
+        raise UsageError(f"{branch!r} is no name for a branch")
+    if repo.git("rev-parse", "--verify", "-q", f"refs/heads/{branch}", check=False).returncode == 0:
+        raise UsageError(f"{repo.path}: the branch {branch} is there already")
+    start = repo.commit(tree)
+    asked = [repo.commit(c) for c in commits]
+    identity = _identity(repo)
+    made: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="tegu-pick-") as temporary:
+        work = Path(temporary) / "tree"
+        repo.git("worktree", "add", "--quiet", "--detach", "--no-checkout", str(work), start)
+        try:
+            repo.git("reset", "--quiet", "--hard", start, cwd=work)
+            for name in asked:
+                made[name] = _one(repo, work, name, tree, identity)
+            repo.git("branch", "--no-track", branch, made[asked[-1]] if asked else start)
+        finally:
+            repo.git("worktree", "remove", "--force", str(work), check=False)
+    return Picked(branch, made)
+
+
+def _identity(repo: Repo) -> str:
+    name = repo.git("config", "user.name", check=False).stdout.strip()
+    email = repo.git("config", "user.email", check=False).stdout.strip()
+    if not name or not email:
+        raise UsageError(
+            f"{repo.path}: git does not know who picks",
+            hint="git config user.name 'Your Name' && git config user.email you@example.org",
+        )
+    return f"Signed-off-by: {name} <{email}>"
+
+
+def _one(repo: Repo, work: Path, name: str, tree: str, identity: str) -> str:
+    (raw,) = repo.read([name])
+    short = f"{name[:12]} ({raw.message.splitlines()[0]})"
+    if len(raw.parents) > 1:
+        raise UsageError(f"{short} is a merge, which cannot be picked")
+    done = repo.git("cherry-pick", "--no-commit", name, cwd=work, check=False)
+    if done.returncode != 0:
+        unmerged = repo.git("diff", "--name-only", "--diff-filter=U", cwd=work).stdout.split()
+        where = ", ".join(unmerged) or (done.stderr.strip().splitlines() or ["no message"])[0]
+        raise BuildError(
+            f"{short} does not apply to {tree}: {where}",
+            hint="an earlier commit may be missing too; see `tegu kernel missing`",
+        )
+    if repo.git("diff", "--cached", "--quiet", cwd=work, check=False).returncode == 0:
+        raise UsageError(f"{short} changes nothing on {tree}: it is there already")
+    repo.git(
+        "commit", "--quiet", "--no-verify", "-F", "-",
+        f"--author={raw.author} <{raw.email}>", f"--date={raw.time} +0000",
+        cwd=work, stdin=_message(raw.message, name, identity),
+    )  # fmt: skip
+    return repo.git("rev-parse", "HEAD", cwd=work).stdout.strip()
+
+
+def _message(text: str, name: str, identity: str) -> str:
+    subject, _, body = text.rstrip("\n").partition("\n")
+    note = [] if parse_message(text).upstream else [f"[ Upstream commit {name} ]", ""]
+    lines = [subject, "", *note, *body.strip("\n").splitlines()]
+    if identity not in lines:
+        lines.append(identity)
+    return "\n".join(lines) + "\n"

@@ -109,11 +109,13 @@ def _runs(path: Path) -> bool:
         return False
 
 
-def counts(pid: int) -> tuple[int, int, int, int]:
-    """Return a supervisor's descriptors, mounts, descendants, and the groups of all supervisors."""
+def counts(one: Served) -> tuple[int, int, int, int]:
+    """Return a supervisor's descriptors, mounts, descendants and groups."""
+    pid = one.supervisor
     fds = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     mounts = len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
-    return fds, mounts, len(descendants(pid)), len(groups_of_supervisors())
+    groups = sum(f"tegu-{one.keeper.pid}-" in group for group in groups_of_supervisors())
+    return fds, mounts, len(descendants(pid)), groups
 
 
 def settled(one: Served, zygote: int) -> bool:
@@ -133,7 +135,7 @@ def test_a_thousand_starts_without_growth() -> None:
             run(["true"], path=one.path)
         zygote = min(children(one.supervisor))
         assert until(lambda: settled(one, zygote))
-        before = counts(one.supervisor)
+        before = counts(one)
         memory = _resident(one.supervisor)
         null = os.open(os.devnull, os.O_RDWR)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
@@ -151,7 +153,7 @@ def test_a_thousand_starts_without_growth() -> None:
                 box.run(["true"]).check()
                 box.kill()
         assert until(lambda: settled(one, zygote))
-        assert until(lambda: counts(one.supervisor) == before), (before, counts(one.supervisor))
+        assert until(lambda: counts(one) == before), (before, counts(one))
         assert _resident(one.supervisor) < memory + 8 * 2**20
     finally:
         one.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,31 +34,32 @@ async def _drive(exchange: Exchange) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     reading: set[int] = set()
     writing: set[int] = set()
-    changed = asyncio.Event()
+    finished = asyncio.Event()
 
-    def serve(call: Any, fd: int) -> None:
+    def watch(readers: set[int], writers: set[int]) -> None:
+        nonlocal reading, writing
+        for fd in reading - readers:
+            loop.remove_reader(fd)
+        for fd in writing - writers:
+            loop.remove_writer(fd)
+        for fd in readers - reading:
+            loop.add_reader(fd, serve, exchange.readable, fd)
+        for fd in writers - writing:
+            loop.add_writer(fd, serve, exchange.writable, fd)
+        reading, writing = readers, writers
+
+    def serve(call: Callable[[int], None], fd: int) -> None:
         call(fd)
-        changed.set()
+        # At once: a descriptor that was closed may be another exchange's with the next turn.
+        watch(set(exchange.readers()), set(exchange.writers()))
+        if exchange.done:
+            finished.set()
 
     try:
-        while not exchange.done:
-            readers, writers = set(exchange.readers()), set(exchange.writers())
-            for fd in reading - readers:
-                loop.remove_reader(fd)
-            for fd in writing - writers:
-                loop.remove_writer(fd)
-            for fd in readers - reading:
-                loop.add_reader(fd, serve, exchange.readable, fd)
-            for fd in writers - writing:
-                loop.add_writer(fd, serve, exchange.writable, fd)
-            reading, writing = readers, writers
-            changed.clear()
-            await changed.wait()
+        watch(set(exchange.readers()), set(exchange.writers()))
+        await finished.wait()
     finally:
-        for fd in reading:
-            loop.remove_reader(fd)
-        for fd in writing:
-            loop.remove_writer(fd)
+        watch(set(), set())
         exchange.close()
     return exchange.result()
 

@@ -41,15 +41,20 @@ def test_clone3_gives_a_pid_and_a_descriptor() -> None:
 
 def test_clone3_as_a_sibling() -> None:
     parent = os.getpid()
+    reader, writer = os.pipe()
 
     def work() -> int:
         child = clone3(0, as_sibling=True)
         if child.pid == 0:
             os._exit(3 if os.getppid() == parent else 4)
+        os.write(writer, str(child.pid).encode())
         return 0
 
     assert in_child(work) == 0
-    assert os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) == 3
+    sibling = int(os.read(reader, 16))
+    os.close(reader)
+    os.close(writer)
+    assert os.waitstatus_to_exitcode(os.waitpid(sibling, 0)[1]) == 3
 
 
 def test_filters_refuse_by_argument_and_add_up() -> None:

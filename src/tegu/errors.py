@@ -13,6 +13,7 @@ __all__ = [
     "LockError",
     "MachineError",
     "PlanFailed",
+    "SandboxError",
     "SolveError",
     "StoreError",
     "TeguError",
@@ -100,3 +101,9 @@ class UnsupportedError(TeguError):
 
     def __init__(self, reason: str, *, hint: str | None = None) -> None:
         super().__init__(f"unsupported: {reason}", hint=hint)
+
+
+class SandboxError(TeguError):
+    """A sandbox, or its supervisor, could not do what was asked."""
+
+    exit_code = 20

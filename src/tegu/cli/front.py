@@ -45,6 +45,8 @@ VERBS: dict[str, Verb] = {
     "console": Verb("tegu.cli.machine", "console_app", "Watch a machine's serial console."),
     "stop": Verb("tegu.cli.machine", "stop_app", "Power a machine off."),
     "test": Verb("tegu.cli.lab", "app", "Run a test plan against an image or a machine."),
+    "run": Verb("tegu.cli.sandbox", "run_app", "Run a command in a new sandbox."),
+    "sandbox": Verb("tegu.cli.sandbox", "app", "Sandboxes: serve, look after, examine."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

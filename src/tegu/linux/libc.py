@@ -7,6 +7,8 @@ import os
 from functools import cache
 
 __all__ = [
+    "AT_EMPTY_PATH",
+    "CLONE_NEWCGROUP",
     "CLONE_NEWIPC",
     "CLONE_NEWNET",
     "CLONE_NEWNS",
@@ -23,15 +25,21 @@ __all__ = [
     "MS_REC",
     "MS_REMOUNT",
     "call",
+    "close_range",
     "mount",
     "parent_death_signal",
     "pivot_root",
+    "prctl",
+    "preload",
+    "setns",
+    "syscall",
     "umount2",
     "unshare",
 ]
 
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
@@ -49,9 +57,31 @@ MS_REC = 16384
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 
+AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
+
 _PR_SET_PDEATHSIG = 1
-# pivot_root has no libc wrapper; asm/unistd_64.h and asm-generic/unistd.h.
-_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_CLOSE_RANGE_CLOEXEC = 4
+# Without a libc wrapper on Debian 12: asm/unistd_64.h and asm-generic/unistd.h. Numbers from 424
+# on are the same on every architecture.
+_NUMBERS = {
+    "pivot_root": {"x86_64": 155, "aarch64": 41},
+    "capset": {"x86_64": 126, "aarch64": 91},
+    "seccomp": {"x86_64": 317, "aarch64": 277},
+}
+_COMMON_NUMBERS = {
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "clone3": 435,
+    "close_range": 436,
+    "openat2": 437,
+    "mount_setattr": 442,
+    "landlock_create_ruleset": 444,
+    "landlock_add_rule": 445,
+    "landlock_restrict_self": 446,
+}
 
 
 @cache
@@ -66,6 +96,14 @@ def call(name: str, *args: object, what: str = "") -> int:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), what or name)
     return result
+
+
+def preload() -> None:
+    """Look everything up that a process may call after a clone, so that it need not."""
+    for name in ("mount", "prctl", "setns", "sethostname", "syscall", "umount2", "unshare"):
+        getattr(_libc(), name)
+    for name in (*_NUMBERS, *_COMMON_NUMBERS):
+        _number(name)
 
 
 def unshare(flags: int) -> None:
@@ -91,18 +129,40 @@ def umount2(target: str, flags: int = 0) -> None:
     call("umount2", target.encode(), ctypes.c_int(flags), what=target)
 
 
+@cache
+def _number(name: str) -> int:
+    number = _COMMON_NUMBERS.get(name)
+    return _NUMBERS[name][os.uname().machine] if number is None else number
+
+
+def syscall(name: str, *args: object, what: str = "") -> int:
+    """Make the system call `name` by its number; whole numbers are passed as C longs."""
+    longs = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+    return call("syscall", ctypes.c_long(_number(name)), *longs, what=what or name)
+
+
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2); both may be "." (the manual page's section on it explains why)."""
-    number = _SYS_PIVOT_ROOT[os.uname().machine]
-    call(
-        "syscall",
-        ctypes.c_long(number),
-        new_root.encode(),
-        put_old.encode(),
-        what=new_root,
-    )
+    syscall("pivot_root", new_root.encode(), put_old.encode(), what=new_root)
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2): enter the namespace (of CLONE_NEW* `kind`) that `fd` refers to."""
+    call("setns", ctypes.c_int(fd), ctypes.c_int(kind), what="setns")
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, *, on_exec: bool = False) -> None:
+    """close_range(2): close all descriptors `first` to `last`, now or when a program starts."""
+    flags = _CLOSE_RANGE_CLOEXEC if on_exec else 0
+    syscall("close_range", first, last, flags)
+
+
+def prctl(option: int, value: int = 0, third: int = 0) -> int:
+    """prctl(2) with whole numbers."""
+    args = (ctypes.c_ulong(v) for v in (value, third, 0, 0))
+    return call("prctl", ctypes.c_int(option), *args, what="prctl")
 
 
 def parent_death_signal(signal: int) -> None:
     """prctl(PR_SET_PDEATHSIG): get `signal` when the parent dies."""
-    call("prctl", _PR_SET_PDEATHSIG, ctypes.c_ulong(signal), 0, 0, 0, what="prctl")
+    prctl(_PR_SET_PDEATHSIG, signal)

@@ -25,7 +25,7 @@ from tegu.errors import BuildError, StoreError, TeguError, UnsupportedError
 from tegu.linux import libc
 from tegu.process import CommandError, require, run
 
-__all__ = ["IdMap", "id_map", "run_isolated"]
+__all__ = ["IdMap", "id_map", "run_isolated", "write_id_maps"]
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def run_isolated(
                 hint="see user_namespaces(7): sysctl user.max_user_namespaces, "
                 "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns",
             )
-        _write_maps(child, ids)
+        write_id_maps(child, ids)
         os.write(mapped_w, b"1")
         first = struct.unpack("=i", os.read(ready_r, 4) or bytes(4))[0]
         while (message := wire.receive()) is not None:
@@ -179,7 +179,11 @@ def run_isolated(
             os.waitpid(child, 0)
 
 
-def _write_maps(pid: int, ids: IdMap) -> None:
+def write_id_maps(pid: int, ids: IdMap) -> None:
+    """Give `pid`'s new user namespace its ids (user_namespaces(7)), with newuidmap(1) if need be.
+
+    Raises UnsupportedError when newuidmap refuses.
+    """
     if ids.privileged:
         for name, lines in (("uid_map", ids.uids), ("gid_map", ids.gids)):
             text = "\n".join(f"{i} {o} {n}" for i, o, n in lines)

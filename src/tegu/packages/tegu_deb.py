@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_tegu_deb", "host_files", "host_half", "release_time"]
 
-ROOMS = ("boot", "host", "linux", "store")
+ROOMS = ("boot", "host", "linux", "sandbox", "store")
 MODULES = (
     "__init__.py",
     "__main__.py",
@@ -39,9 +39,10 @@ MODULES = (
     "cli/front.py",
     "cli/host.py",
     "cli/output.py",
+    "cli/sandbox.py",
 )
 # A new kernel gets its initrd on the machine: kmod and busybox-static are for that.
-_DEPENDS = "busybox-static, kmod, python3 (>= 3.11), python3-rich, python3-typer"
+_DEPENDS = "busybox-static, kmod, libseccomp2, python3 (>= 3.11), python3-rich, python3-typer"
 _LIBRARY = "/usr/lib/python3/dist-packages/tegu"
 _MAINTAINER = "The Tegu developers <tegu@tegu.invalid>"
 _ENTRY = """#!/usr/bin/python3 -I

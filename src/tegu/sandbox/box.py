@@ -1,0 +1,403 @@
+"""One box as the supervisor sees it: a process, a socket to it, and what runs there."""
+
+from __future__ import annotations
+
+import asyncio
+import marshal
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from tegu.errors import SandboxError
+from tegu.linux.cgroups import Group
+from tegu.sandbox.spec import BoxSpec, RunSpec
+from tegu.sandbox.wireless import receive
+
+__all__ = ["Box", "Outcome", "Pending"]
+
+_GRACE = 5.0
+"""Seconds that a box's first process has to carry a kill out before the whole box is killed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended: `code` as exit code, or 128 + the signal's number, with `signal`."""
+
+    code: int
+    signal: int = 0
+    timed_out: bool = False
+    out_of_memory: bool = False
+    seconds: float = 0.0
+    user: float = 0.0
+    system: float = 0.0
+    max_rss: int = 0
+    """Bytes: the largest resident set of one of its processes."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass
+class Pending:
+    """Something asked of a box: `done` is called once, with the answer or an error."""
+
+    done: Callable[[Outcome | list[int] | SandboxError], None]
+    begun: float = field(default_factory=time.monotonic)
+    timer: asyncio.TimerHandle | None = None
+    timed_out: bool = False
+    program: str = ""
+    """What was to be started, for the message when it cannot."""
+
+    def finish(self, answer: Outcome | list[int] | SandboxError) -> None:
+        """Answer, and let the timer go."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.done(answer)
+
+
+class Box:
+    """States: "new" (cloned or about to be), "busy" (a program took its first process over),
+    "live" (its first process takes orders), "dead"."""
+
+    def __init__(self, name: str, spec: BoxSpec, ended: Callable[[Box], None]) -> None:
+        self.name = name
+        self.spec = spec
+        self.state = "new"
+        self.created = time.time()
+        self.group: Group | None = None
+        self.owner: object = None
+        self.paused = False
+        self.pid = 0
+        self.error: SandboxError | None = None
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._pidfd = -1
+        self._doomed = False
+        self._once = False
+        self._link, self.other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._link.setblocking(False)
+        self._program: Pending | None = None
+        self._pending: dict[int, Pending] = {}
+        self._number = 0
+        self._life: asyncio.TimerHandle | None = None
+        self._when_born: list[Callable[[], None]] = []
+        self._when_dead: list[Callable[[], None]] = []
+        if spec.timeout is not None:
+            self._life = self._loop.call_later(spec.timeout, self._expire)
+
+    # What the zygote says.
+
+    def born(self, pid: int, pidfd: int, reason: str) -> None:
+        """Take the process over."""
+        self.other_end.close()
+        self.pid, self._pidfd = pid, pidfd
+        self._loop.add_reader(pidfd, self._process_ended)
+        if reason:
+            self.error = SandboxError(f"box {self.name}: {reason}")
+        if self._doomed:
+            self._signal(signal.SIGKILL)
+        waiting, self._when_born = self._when_born, []
+        for call in waiting:
+            call()
+
+    def stillborn(self, reason: str) -> None:
+        """No process came of it."""
+        self.other_end.close()
+        self.error = SandboxError(f"box {self.name}: {reason}")
+        self._finish(None, 0)
+        waiting, self._when_born = self._when_born, []
+        for call in waiting:
+            call()
+
+    def when_born(self, call: Callable[[], None]) -> None:
+        """Call once there is a process (or never will be: see `state`)."""
+        if self.pid or self.state == "dead":
+            call()
+        else:
+            self._when_born.append(call)
+
+    def when_dead(self, call: Callable[[], None]) -> None:
+        """Call once nothing is left of the box."""
+        if self.state == "dead":
+            call()
+        else:
+            self._when_dead.append(call)
+
+    # What clients ask.
+
+    def become(self, run: RunSpec, fds: list[int], pending: Pending) -> None:
+        """Let the program take the box's first process over: the box ends when it does."""
+        self.state = "busy"
+        self._program = pending
+        pending.program = run.argv[0]
+        self._arm(pending, run.timeout, self.kill)
+        self._order({"op": "become", **_plain(run)}, fds)
+
+    def once(self, run: RunSpec, fds: list[int], pending: Pending) -> None:
+        """Run one program under the box's first process, and end the box when it has ended.
+
+        The answer does not wait for the box to be taken apart, which takes longer than the start.
+        """
+        self.state = "live"
+        self._loop.add_reader(self._link, self._heard_one)
+        self._once = True
+        pending.program = run.argv[0]
+        self._arm(pending, run.timeout, self.kill)
+        self._ask("run", pending, fds, **_plain(run))
+
+    def settle(self, pending: Pending) -> None:
+        """Make it a box that lives on; `pending` hears when it takes orders."""
+        self.state = "live"
+        self._loop.add_reader(self._link, self._heard_one)
+        self._ask("init", pending)
+
+    def run(self, run: RunSpec, fds: list[int], pending: Pending) -> int:
+        """Start a program in a living box; returns the number by which it can be killed."""
+        pending.program = run.argv[0]
+        number = self._ask("run", pending, fds, **_plain(run))
+        self._arm(pending, run.timeout, lambda: self.kill_run(number))
+        return number
+
+    def kill_run(self, number: int, what: int = signal.SIGKILL, *, everything: bool = True) -> None:
+        """Send a signal to a run, or end it with all that it left."""
+        if self.state != "live" or number not in self._pending:
+            return
+        kill = {"op": "kill", "n": number, "signal": int(what), "everything": everything}
+        self._order(kill, [])
+        if everything:
+            self._loop.call_later(_GRACE, self._insist, number)
+
+    def _insist(self, number: int) -> None:
+        if number in self._pending:
+            self.kill()  # its first process does not do as it is told
+
+    def open(self, path: str, flags: int, pending: Pending) -> None:
+        """Open a file as the box sees it; the answer is a descriptor."""
+        self._ask("open", pending, path=path, flags=flags)
+
+    def change(self, op: str, pending: Pending, **arguments: Any) -> None:
+        """mkdir or remove a path; pause or resume all programs."""
+        self._ask(op, pending, **arguments)
+
+    def kill(self) -> None:
+        """Kill everything in the box, at once."""
+        self._doomed = True
+        if self.pid:
+            self._signal(signal.SIGKILL)
+
+    # Inside.
+
+    def _expire(self) -> None:
+        self.error = SandboxError(f"box {self.name} reached its timeout of {self.spec.timeout:g} s")
+        for pending in self._all():
+            pending.timed_out = True
+        self.kill()
+
+    def _all(self) -> list[Pending]:
+        return [*self._pending.values(), *([self._program] if self._program else [])]
+
+    def _arm(self, pending: Pending, timeout: float | None, kill: Callable[[], None]) -> None:
+        if timeout is None:
+            return
+
+        def expire() -> None:
+            pending.timed_out = True
+            kill()
+
+        pending.timer = self._loop.call_later(timeout, expire)
+
+    def _ask(self, op: str, pending: Pending, fds: list[int] | None = None, **rest: Any) -> int:
+        self._number += 1
+        number = self._number
+        self._pending[number] = pending
+        try:
+            self._order({"op": op, "n": number, **rest}, fds or [])
+        except SandboxError:
+            del self._pending[number]
+            raise
+        return number
+
+    def _order(self, order: dict[str, Any], fds: list[int]) -> None:
+        if self.state == "dead":
+            raise self.error or SandboxError(f"box {self.name} has ended")
+        try:
+            socket.send_fds(self._link, [marshal.dumps(order)], fds)
+        except BlockingIOError as e:
+            raise SandboxError(f"box {self.name} does not take orders: too many wait") from e
+        except OSError as e:
+            raise self.error or SandboxError(f"box {self.name} has ended") from e
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def _heard(self) -> None:
+        while self._heard_one():
+            pass
+
+    def _heard_one(self) -> bool:
+        """Take one message; returns whether there may be more."""
+        if self._link.fileno() < 0:
+            return False
+        try:
+            data, fds = _last_words(self._link)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._loop.remove_reader(self._link)
+            self.kill()  # its first process let go of us: so do we of the box
+            return False
+        self._take(data.decode(errors="replace").split("\0"), fds)
+        return True
+
+    def _take(self, words: list[str], fds: list[int]) -> None:
+        """Hear what a box says. It may lie: about itself only, and in a fixed form."""
+        kept = False
+        try:
+            if words[0] == "ready":
+                self._answer(1, [])
+            elif words[0] == "error":
+                self.error = self._start_error(words)
+            elif words[0] == "exited":
+                number, status = int(words[1]), int(words[2])
+                user, system, rss = float(words[3]), float(words[4]), int(words[5])
+                pending = self._pending.pop(number, None)
+                if pending is not None and not (pending.timed_out and self._once):
+                    pending.finish(_outcome(pending, status, user, system, rss, self._starved()))
+                    if self._once:
+                        self.kill()
+            elif words[0] == "done":
+                kept = self._answer(int(words[1]), fds)
+            elif words[0] == "failed":
+                number, what = int(words[1]), words[3]
+                pending = self._pending.pop(number, None)
+                if pending is not None and pending.program:
+                    pending.finish(StartError(pending.program, what, int(words[2])))
+                    if self._once:
+                        self.kill()
+                elif pending is not None:
+                    pending.finish(SandboxError(what))
+        except (IndexError, ValueError, OverflowError):
+            self.error = SandboxError(f"box {self.name} talks nonsense: it was killed")
+            self.kill()
+        finally:
+            if not kept:
+                for fd in fds:
+                    os.close(fd)
+
+    def _answer(self, number: int, fds: list[int]) -> bool:
+        pending = self._pending.pop(number, None)
+        if pending is None:
+            return False
+        pending.finish(fds)
+        return True
+
+    def _start_error(self, words: list[str]) -> SandboxError:
+        what = words[3] if len(words) > 3 else "it did not say why"
+        step = words[1] if len(words) > 1 else "starting"
+        if step == "taking orders" and self._program is not None:
+            number = words[2] if words[2].isdigit() else "0"
+            return StartError(self._program.program, what, int(number))
+        return SandboxError(f"box {self.name}: {step}: {what}")
+
+    def _starved(self) -> bool:
+        return self.group is not None and self.group.out_of_memory()
+
+    def _process_ended(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        pid, status, usage = os.wait4(self.pid, 0)
+        assert pid == self.pid
+        if self.state == "live":
+            self._heard()  # its last words
+        elif self.error is None:
+            with suppress(OSError):
+                data, fds = _last_words(self._link)
+                for fd in fds:
+                    os.close(fd)
+                words = data.decode(errors="replace").split("\0")
+                if words[0] == "error":
+                    self.error = self._start_error(words)
+        self._finish(usage, status)
+
+    def _finish(self, usage: Any, status: int) -> None:
+        if self._life is not None:
+            self._life.cancel()
+        if self.state == "live":
+            self._loop.remove_reader(self._link)
+        self._link.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        starved = self._starved()
+        self.state = "dead"
+        program, self._program = self._program, None
+        if program is not None:
+            if self.error is not None and not program.timed_out:
+                program.finish(self.error)
+            elif usage is not None:
+                rss = usage.ru_maxrss
+                program.finish(
+                    _outcome(program, status, usage.ru_utime, usage.ru_stime, rss, starved)
+                )
+        waiting, self._pending = self._pending, {}
+        for pending in waiting.values():
+            if pending.timed_out:
+                # What the box's processes used is known only where the box was the program's own.
+                times = (0.0, 0.0, 0)
+                if self._once and usage is not None:
+                    times = (usage.ru_utime, usage.ru_stime, usage.ru_maxrss)
+                pending.finish(_outcome(pending, signal.SIGKILL, *times, starved))
+            else:
+                pending.finish(self.error or SandboxError(f"box {self.name} has ended"))
+        if self.group is not None:
+            self.group.remove()
+            self.group = None
+        self._ended(self)
+        dead, self._when_dead = self._when_dead, []
+        for call in dead:
+            call()
+
+
+def _last_words(link: socket.socket) -> tuple[bytes, list[int]]:
+    """Receive from a box that ended; an order it left unread is an error of its own, told first."""
+    try:
+        return receive(link)
+    except ConnectionResetError:
+        return receive(link)
+
+
+def _plain(run: RunSpec) -> dict[str, Any]:
+    return {"argv": list(run.argv), "env": run.environment(), "cwd": run.cwd}
+
+
+class StartError(SandboxError):
+    """The program could not be started; `number` is the errno."""
+
+    def __init__(self, program: str, what: str, number: int) -> None:
+        # The box may name a file of its own (the interpreter of a script): that helps.
+        super().__init__(f"cannot start {program}: {what}")
+        self.number = number
+
+
+def _outcome(
+    pending: Pending, status: int, user: float, system: float, rss: int, starved: bool
+) -> Outcome:
+    code = os.waitstatus_to_exitcode(status)
+    return Outcome(
+        code=code if code >= 0 else 128 - code,
+        signal=-code if code < 0 else 0,
+        timed_out=pending.timed_out,
+        out_of_memory=starved and code == -signal.SIGKILL,
+        seconds=round(time.monotonic() - pending.begun, 6),
+        user=round(user, 6),
+        system=round(system, 6),
+        max_rss=rss * 1024,
+    )

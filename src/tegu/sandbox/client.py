@@ -1,0 +1,538 @@
+"""Sandboxes for programs: `Sandbox`, and `run` for a single command."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tegu.errors import SandboxError
+from tegu.sandbox import wire
+from tegu.sandbox.exchange import Exchange, secret_file
+from tegu.sandbox.launch import connect
+from tegu.sandbox.spec import BoxSpec, Limits, RunSpec, parse_size
+
+__all__ = [
+    "Command",
+    "Entry",
+    "Files",
+    "Process",
+    "Result",
+    "Sandbox",
+    "as_result",
+    "box_spec",
+    "entries",
+    "run",
+    "run_spec",
+    "secret_files",
+    "supervisor",
+]
+
+Command = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program ended. `exit_code` is 128 + N when signal N killed it (`signal`).
+
+    `timed_out` says that its timeout killed it, `out_of_memory` that its memory limit did.
+    `seconds` is wall time, `user` and `system` are CPU seconds with those of its children,
+    `max_rss` bytes of its largest process.
+    """
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    signal: int = 0
+    timed_out: bool = False
+    out_of_memory: bool = False
+    seconds: float = 0.0
+    user: float = 0.0
+    system: float = 0.0
+    max_rss: int = 0
+
+    @property
+    def text(self) -> str:
+        """Standard output as text."""
+        return self.stdout.decode(errors="replace")
+
+    def check(self) -> Result:
+        """Return itself, or raise SandboxError when the program did not end with 0."""
+        if self.exit_code == 0:
+            return self
+        if self.timed_out:
+            how = f"reached its timeout after {self.seconds:.1f} s: everything of it was killed"
+        elif self.out_of_memory:
+            how = "was killed at its memory limit"
+        elif self.signal:
+            how = f"was killed by signal {self.signal}"
+        else:
+            how = f"exited with {self.exit_code}"
+        tail = "; ".join(self.stderr.decode(errors="replace").strip().splitlines()[-3:])
+        raise SandboxError(f"the program {how}" + (f": {tail}" if tail else ""))
+
+
+def box_spec(
+    template: str = "host",
+    *,
+    kind: str = "container",
+    memory: int | str | None = None,
+    cpus: float | None = None,
+    pids: int = 512,
+    files: int = 1024,
+    disk: int | str = "256M",
+    timeout: float | None = None,
+    read_only: bool = False,
+    hostname: str = "box",
+    init: bool = True,
+) -> BoxSpec:
+    """Return a checked description of a box; raises UsageError that names the field."""
+    limits = Limits(
+        memory=None if memory is None else parse_size(memory, "memory"),
+        cpus=cpus,
+        pids=pids,
+        files=files,
+        disk=parse_size(disk, "disk"),
+    )
+    return BoxSpec(template, kind, limits, timeout, read_only, hostname, init)
+
+
+def run_spec(
+    command: Command,
+    env: Mapping[str, str] | None,
+    cwd: str,
+    timeout: float | None,
+    secrets: Mapping[str, bytes] | None,
+) -> RunSpec:
+    """Return a checked description of a run; a command given as one string goes to /bin/sh.
+
+    Secret number N is descriptor 3 + N, and the variable of its name says "/proc/self/fd/3" ...
+    """
+    argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+    names = {name: f"/proc/self/fd/{3 + i}" for i, name in enumerate(secrets or {})}
+    if len(names) > 32:
+        raise SandboxError(f"{len(names)} secrets are more than 32")
+    return RunSpec(argv, {**(env or {}), **names}, cwd, timeout)
+
+
+def as_result(answer: Mapping[str, Any], out: Mapping[str, bytearray]) -> Result:
+    """Return the supervisor's answer and the collected output as a Result."""
+    rest = {k: v for k, v in answer.items() if k != "code"}
+    return Result(
+        exit_code=int(answer["code"]),
+        stdout=bytes(out["stdout"]),
+        stderr=bytes(out["stderr"]),
+        **rest,
+    )
+
+
+@contextmanager
+def secret_files(secrets: Mapping[str, bytes] | None) -> Iterator[list[int]]:
+    """Yield descriptors that hold the secrets; they are closed here when the block ends."""
+    fds: list[int] = []
+    try:
+        for value in (secrets or {}).values():
+            fds.append(secret_file(value))  # noqa: PERF401 - each must be closed if the next fails
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _converse(
+    path: Path | None,
+    request: Mapping[str, Any],
+    data: bytes | str | None,
+    secrets: Mapping[str, bytes] | None,
+    *,
+    start: bool,
+) -> Result:
+    out = {"stdout": bytearray(), "stderr": bytearray()}
+    raw = data.encode() if isinstance(data, str) else data
+    link = connect(path, start=start)
+    try:
+        with secret_files(secrets) as fds:
+            exchange = Exchange(
+                link, request, data=raw, heard=lambda name, d: out[name].extend(d), secrets=fds
+            )
+    except BaseException:
+        link.close()
+        raise
+    return as_result(exchange.wait(), out)
+
+
+def run(
+    command: Command,
+    *,
+    box: BoxSpec | None = None,
+    stdin: bytes | str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str = "/",
+    timeout: float | None = None,
+    secrets: Mapping[str, bytes] | None = None,
+    path: Path | None = None,
+) -> Result:
+    """Run one command in a new box that ends with it; by default nothing of a pool is wasted.
+
+    `timeout` seconds after its start everything in the box is killed, and the result says so.
+    Raises SandboxError when it cannot start, UnsupportedError when the host cannot do it.
+    """
+    spec = run_spec(command, env, cwd, timeout, secrets)
+    request = {"op": "once", "box": (box or BoxSpec()).to_json(), "run": spec.to_json()}
+    return _converse(path, request, stdin, secrets, start=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A directory's entry: `kind` is file, directory, link or other; `size` in bytes."""
+
+    name: str
+    kind: str
+    size: int
+    mode: int
+
+
+class _Talk:
+    """A connection for requests with one answer each."""
+
+    def __init__(self, path: Path | None, *, start: bool) -> None:
+        self._link = connect(path, start=start)
+        self._n = 0
+
+    def ask(self, op: str, **fields: Any) -> Any:
+        """Ask, and return the answer; raises the error it may be."""
+        answer, fds = self.ask_fd(op, **fields)
+        for fd in fds:
+            os.close(fd)
+        return answer
+
+    def ask_fd(self, op: str, **fields: Any) -> tuple[Any, list[int]]:
+        """As `ask`, with the descriptors that come with the answer."""
+        self._n += 1
+        try:
+            wire.send(self._link, {"op": op, "n": self._n, **fields})
+            while True:
+                message, fds = wire.receive(self._link)
+                if message is None:
+                    raise SandboxError("the supervisor has ended", hint="its boxes ended with it")
+                if message.get("n") == self._n:
+                    break
+        except OSError as e:
+            raise SandboxError("the supervisor has ended", hint="its boxes ended with it") from e
+        if "error" in message:
+            raise wire.to_error(message["error"])
+        return message["ok"], fds
+
+    def close(self) -> None:
+        """Close the connection; boxes that it made and that are not kept end."""
+        self._link.close()
+
+
+def supervisor(op: str, *, path: Path | None = None, start: bool = False, **fields: Any) -> Any:
+    """Ask the supervisor itself ("list", "doctor", "shutdown", "kill") and return its answer."""
+    talk = _Talk(path, start=start)
+    try:
+        return talk.ask(op, **fields)
+    finally:
+        talk.close()
+
+
+class Files:
+    """Files of a box. Paths are absolute and are followed as the box sees them, by the box.
+
+    So links lead nowhere but into the box, whatever it does meanwhile.
+    """
+
+    def __init__(self, talk: _Talk, name: str) -> None:
+        self._talk = talk
+        self._name = name
+
+    def _open(self, path: str, flags: int) -> int:
+        _, fds = self._talk.ask_fd("open", box=self._name, path=path, flags=flags)
+        for extra in fds[1:]:
+            os.close(extra)
+        if not fds:
+            raise SandboxError(f"{path}: the box gave no descriptor")
+        wanted = stat.S_ISDIR if flags & os.O_DIRECTORY else stat.S_ISREG
+        if not wanted(os.fstat(fds[0]).st_mode):
+            os.close(fds[0])
+            raise SandboxError(f"{path}: not a regular file")
+        return fds[0]
+
+    def read(self, path: str) -> bytes:
+        """Return a regular file's content."""
+        with os.fdopen(self._open(path, os.O_RDONLY), "rb") as f:
+            return f.read()
+
+    def write(self, path: str, data: bytes | str) -> None:
+        """Write a file, made if it is not there (its directory must be), replaced if it is."""
+        fd = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            with os.fdopen(fd, "wb") as f:
+                f.write(data.encode() if isinstance(data, str) else data)
+        except OSError as e:
+            raise SandboxError(f"{path}: {e.strerror}") from e
+
+    def list(self, path: str = "/") -> list[Entry]:
+        """Return a directory's entries, sorted by name."""
+        fd = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return entries(fd)
+        finally:
+            os.close(fd)
+
+    def mkdir(self, path: str) -> None:
+        """Make a directory."""
+        self._talk.ask("mkdir", box=self._name, path=path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, a link or an empty directory."""
+        self._talk.ask("remove", box=self._name, path=path)
+
+
+def entries(directory: int) -> list[Entry]:
+    """Return the entries of an open directory, sorted by name."""
+    found = []
+    for name in sorted(os.listdir(directory)):
+        try:
+            found.append(_entry(name, os.stat(name, dir_fd=directory, follow_symlinks=False)))
+        except FileNotFoundError:
+            continue  # it went away meanwhile
+    return found
+
+
+def _entry(name: str, about: os.stat_result) -> Entry:
+    mode = about.st_mode
+    kind = "other"
+    for test, word in ((stat.S_ISREG, "file"), (stat.S_ISDIR, "directory"), (stat.S_ISLNK, "link")):
+        if test(mode):
+            kind = word
+    return Entry(name, kind, about.st_size, stat.S_IMODE(mode))
+
+
+class Process:
+    """A program that runs in a box; its output comes as it is written."""
+
+    def __init__(self, link: socket.socket, request: Mapping[str, Any], secrets: list[int]) -> None:
+        self._chunks: list[tuple[str, bytes]] = []
+        self._link = link
+        self._exchange = Exchange(
+            link,
+            request,
+            data=None,
+            heard=lambda name, data: self._chunks.append((name, data)),
+            secrets=secrets,
+            feed=True,
+        )
+
+    def write(self, data: bytes | str) -> None:
+        """Send to its standard input (while `output` or `wait` runs)."""
+        self._exchange.write(data.encode() if isinstance(data, str) else data)
+
+    def close_stdin(self) -> None:
+        """End its standard input."""
+        self._exchange.end_input()
+
+    def output(self) -> Iterator[tuple[str, bytes]]:
+        """Yield ("stdout" | "stderr", data) as it comes, until the program ends."""
+        import selectors
+
+        while True:
+            while self._chunks:
+                yield self._chunks.pop(0)
+            if self._exchange.done:
+                return
+            with selectors.DefaultSelector() as selector:
+                for fd in self._exchange.readers():
+                    selector.register(fd, selectors.EVENT_READ)
+                for fd in self._exchange.writers():
+                    selector.register(fd, selectors.EVENT_WRITE)
+                for key, events in selector.select():
+                    if events & selectors.EVENT_WRITE and key.fd == self._exchange.stdin:
+                        self._exchange.writable(key.fd)
+                    elif events & selectors.EVENT_READ:
+                        self._exchange.readable(key.fd)
+
+    def wait(self) -> Result:
+        """Wait for its end; what `output` has not yielded yet is in the result."""
+        out = {"stdout": bytearray(), "stderr": bytearray()}
+        self._exchange.end_input()
+        try:
+            for name, data in self.output():
+                out[name].extend(data)
+            return as_result(self._exchange.result(), out)
+        finally:
+            self._exchange.close()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program."""
+        self._send({"op": "signal", "n": 2, "run": 1, "signal": number})
+
+    def kill(self) -> None:
+        """Kill the program and everything that it started."""
+        self._send({"op": "signal", "n": 2, "run": 1, "signal": None})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            wire.send(self._link, message)
+        except OSError as e:
+            raise SandboxError("the program has ended") from e
+
+
+class Sandbox:
+    """A box that lives until it is closed, its timeout is reached, or this process ends.
+
+    with Sandbox.create(memory="256M", timeout=60) as box:
+        print(box.run("python3 -c 'print(1+1)'").text)
+    """
+
+    def __init__(self, talk: _Talk, name: str, path: Path | None, env: Mapping[str, str]) -> None:
+        self.name = name
+        self.files = Files(talk, name)
+        self._talk = talk
+        self._path = path
+        self._env = dict(env)
+
+    @classmethod
+    def create(
+        cls,
+        template: str = "host",
+        *,
+        kind: str = "container",
+        memory: int | str | None = None,
+        cpus: float | None = None,
+        pids: int = 512,
+        files: int = 1024,
+        disk: int | str = "256M",
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        read_only: bool = False,
+        hostname: str = "box",
+        keep: bool = False,
+        path: Path | None = None,
+    ) -> Sandbox:
+        """Start a box. It has no network but loopback.
+
+        `template` is "host" or a directory with a root file system; `memory` and `disk` are bytes
+        or "256M"; `cpus` processors; `timeout` the seconds it lives at most; `env` variables of
+        all its programs. With `keep` it outlives this process: see `attach`. Raises UsageError,
+        UnsupportedError (a limit or class this host cannot give) or SandboxError.
+        """
+        spec = box_spec(
+            template,
+            kind=kind,
+            memory=memory,
+            cpus=cpus,
+            pids=pids,
+            files=files,
+            disk=disk,
+            timeout=timeout,
+            read_only=read_only,
+            hostname=hostname,
+        )
+        talk = _Talk(path, start=True)
+        try:
+            answer = talk.ask("create", box=spec.to_json(), keep=keep)
+        except BaseException:
+            talk.close()
+            raise
+        return cls(talk, answer["box"], path, env or {})
+
+    @classmethod
+    def attach(
+        cls, name: str, *, env: Mapping[str, str] | None = None, path: Path | None = None
+    ) -> Sandbox:
+        """Return a box that was made with `keep`, by its name."""
+        talk = _Talk(path, start=False)
+        try:
+            talk.ask("attach", box=name)
+        except BaseException:
+            talk.close()
+            raise
+        return cls(talk, name, path, env or {})
+
+    def _request(
+        self,
+        command: Command,
+        env: Mapping[str, str] | None,
+        cwd: str,
+        timeout: float | None,
+        secrets: Mapping[str, bytes] | None,
+    ) -> dict[str, Any]:
+        spec = run_spec(command, {**self._env, **(env or {})}, cwd, timeout, secrets)
+        return {"op": "run", "box": self.name, "run": spec.to_json()}
+
+    def run(
+        self,
+        command: Command,
+        *,
+        stdin: bytes | str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        timeout: float | None = None,
+        secrets: Mapping[str, bytes] | None = None,
+    ) -> Result:
+        """Run a program to its end; a string goes to /bin/sh.
+
+        After `timeout` seconds it is killed with all that it left, and the result says so. Raises
+        SandboxError when it cannot start, or the box has ended.
+        """
+        request = self._request(command, env, cwd, timeout, secrets)
+        return _converse(self._path, request, stdin, secrets, start=False)
+
+    def start(
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        timeout: float | None = None,
+        secrets: Mapping[str, bytes] | None = None,
+    ) -> Process:
+        """Start a program and return at once."""
+        request = self._request(command, env, cwd, timeout, secrets)
+        link = connect(self._path, start=False)
+        try:
+            with secret_files(secrets) as fds:
+                return Process(link, request, fds)
+        except BaseException:
+            link.close()
+            raise
+
+    def pause(self) -> None:
+        """Stop every program in the box where it stands."""
+        self._talk.ask("pause", box=self.name)
+
+    def resume(self) -> None:
+        """Let the programs go on."""
+        self._talk.ask("resume", box=self.name)
+
+    def info(self) -> dict[str, Any]:
+        """Return the box's state, age in seconds, description, and usage where it is accounted."""
+        about: dict[str, Any] = self._talk.ask("attach", box=self.name)
+        return about
+
+    def kill(self) -> None:
+        """End the box with everything in it."""
+        self._talk.ask("kill", box=self.name)
+
+    def close(self) -> None:
+        """Let go of the box; unless it is kept, it ends."""
+        self._talk.close()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,26 @@
+"""The supervisor's mount namespace: all of the host read-only, with a /proc of its own.
+
+Read-only because a program in a box may get hold of the file that its first process ran from
+(/proc/self/exe, CVE-2019-5736): there it finds a mount that nobody can write to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tegu.linux import libc, mountapi
+
+__all__ = ["furnish"]
+
+
+def furnish() -> None:
+    """Set the mounts of this process's new mount namespace up; raises OSError."""
+    libc.mount("", "/", "", libc.MS_REC | libc.MS_PRIVATE)
+    mountapi.set_attributes("/", mountapi.MOUNT_ATTR_RDONLY, recursive=True)
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        kind = fields[fields.index("-") + 1]
+        if kind in ("cgroup", "cgroup2"):
+            target = fields[4].encode().decode("unicode_escape")
+            mountapi.set_attributes(target, 0, clear=mountapi.MOUNT_ATTR_RDONLY)
+    libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)

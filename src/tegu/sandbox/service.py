@@ -1,0 +1,419 @@
+"""What clients may ask of the supervisor, one JSON message each (tegu.sandbox.wire).
+
+`{"op": ..., "n": ...}` is answered by `{"n": ..., "ok": ...}` or `{"n": ..., "error": {...}}`, in
+any order. What a connection made ends with it, unless the box was made to be kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from tegu.errors import SandboxError, TeguError, UsageError
+from tegu.sandbox import doctor, wire
+from tegu.sandbox.box import Box, Outcome, Pending
+from tegu.sandbox.spec import BoxSpec, RunSpec
+from tegu.sandbox.supervisor import Supervisor
+
+__all__ = ["Service"]
+
+Answer = Outcome | list[int] | SandboxError
+
+
+class Service:
+    """The listening socket and its connections."""
+
+    def __init__(
+        self, supervisor: Supervisor, listener: socket.socket, stop: asyncio.Event
+    ) -> None:
+        self.supervisor = supervisor
+        self.stop = stop
+        self._listener = listener
+        self._connections: set[_Connection] = set()
+        self._words: object = {}
+        self._spec = BoxSpec()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listener, self._accept)
+
+    def spec(self, data: object) -> BoxSpec:
+        """Return the box that is described; the same words as last time are not read again."""
+        if data != self._words:
+            self._spec, self._words = BoxSpec.from_json(data), data
+        return self._spec
+
+    def busy(self) -> bool:
+        """Whether a client is connected."""
+        return bool(self._connections)
+
+    def _accept(self) -> None:
+        for _ in range(64):
+            try:
+                link, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                return  # out of descriptors: the client waits in the queue
+            if not _may(link):
+                link.close()
+                continue
+            connection = _Connection(self, link, self._connections.discard)
+            self._connections.add(connection)
+            connection.heard()
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        for connection in list(self._connections):
+            connection.close()
+
+
+def _may(link: socket.socket) -> bool:
+    """Only root and the user whom the supervisor serves may ask (SO_PEERCRED, unix(7))."""
+    data = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, uid, _ = struct.unpack("3i", data)
+    return uid in (0, os.geteuid())
+
+
+class _Connection:
+    def __init__(
+        self, service: Service, link: socket.socket, gone: Callable[[_Connection], None]
+    ) -> None:
+        link.setblocking(False)
+        self._service = service
+        self._supervisor = service.supervisor
+        self._link = link
+        self._gone = gone
+        self._loop = asyncio.get_running_loop()
+        self._runs: dict[int, tuple[Box, int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = True
+        self._loop.add_reader(link, self.heard)
+
+    def heard(self) -> None:
+        """Take one message; the loop calls again while more wait."""
+        try:
+            message, fds = wire.receive(self._link)
+        except BlockingIOError:
+            return
+        except UsageError as e:
+            self._reply(0, error=e)
+            return
+        except OSError:
+            message, fds = None, []
+        if message is None:
+            self.close()
+        else:
+            self._handle(message, fds)
+
+    def close(self) -> None:
+        """Let go of the client, and of its boxes."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._link)
+        self._link.close()
+        for box in list(self._supervisor.boxes.values()):
+            if box.owner is self:
+                box.kill()
+        for box, number in list(self._runs.values()):
+            box.kill_run(number)
+        self._gone(self)
+
+    def _reply(
+        self,
+        n: int,
+        ok: object = None,
+        *,
+        error: TeguError | None = None,
+        fds: list[int] | None = None,
+    ) -> None:
+        if not self._open:
+            return
+        body: dict[str, Any] = {"n": n}
+        if error is not None:
+            body["error"] = wire.describe(error)
+            number = getattr(error, "number", None)
+            if number is not None:
+                body["error"]["errno"] = number
+        else:
+            body["ok"] = ok
+        try:
+            wire.send(self._link, body, fds or [])
+        except (OSError, UsageError):
+            self.close()  # it does not read its answers
+
+    def _handle(self, message: dict[str, Any], fds: list[int]) -> None:
+        n = message.get("n")
+        number = n if isinstance(n, int) else 0
+        try:
+            op = _OPS.get(str(message.get("op")))
+            if op is None:
+                raise UsageError(f"there is no operation {message.get('op')!r}")
+            later = op(self, number, message, fds)
+        except TeguError as e:
+            self._reply(number, error=e)
+            _close(fds)
+            return
+        except (TypeError, ValueError) as e:
+            self._reply(number, error=UsageError(f"{message.get('op')}: {e}"))
+            _close(fds)
+            return
+        if later is None:
+            _close(fds)
+        else:
+            task = self._loop.create_task(self._finish(number, later, fds))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, number: int, later: Awaitable[None], fds: list[int]) -> None:
+        try:
+            await later
+        except TeguError as e:
+            self._reply(number, error=e)
+        except OSError as e:
+            what = f"{e.filename}: " if e.filename else ""
+            self._reply(number, error=SandboxError(f"{what}{e.strerror}"))
+        finally:
+            _close(fds)
+
+    # Operations. Each answers by itself; one that returns an awaitable does so later.
+
+    def once(self, n: int, message: dict[str, Any], fds: list[int]) -> Awaitable[None] | None:
+        """Run one program in a new box, which ends with it."""
+        spec = self._service.spec(message.get("box", {}))
+        run = RunSpec.from_json(message.get("run"))
+        _want_descriptors(fds)
+        self._supervisor.check(spec)
+        if self._supervisor.zygote_now(spec.template) is None:
+            return self._once_later(n, spec, run, fds)
+        if self._start(n, spec, run, fds):
+            return None
+        return self._once_later(n, spec, run, fds)
+
+    def _start(self, n: int, spec: BoxSpec, run: RunSpec, fds: list[int]) -> bool:
+        """Start at once; returns False when the box's process must be waited for."""
+        if spec.limits.memory is not None or spec.limits.cpus is not None:
+            return False
+        box = self._supervisor.take(spec)
+        box.owner = self
+        box.spec = spec
+        self._become(n, box, run, fds)
+        return True
+
+    def _become(self, n: int, box: Box, run: RunSpec, fds: list[int]) -> None:
+        pending = Pending(lambda answer: self._ended(n, answer))
+        try:
+            if box.spec.init:
+                box.once(run, fds, pending)
+            else:
+                box.become(run, fds, pending)
+        except TeguError:
+            box.kill()
+            raise
+
+    async def _once_later(self, n: int, spec: BoxSpec, run: RunSpec, fds: list[int]) -> None:
+        await self._supervisor.zygote(spec.template)
+        box = await self._new(spec)
+        box.spec = spec
+        self._become(n, box, run, fds)
+
+    async def _new(self, spec: BoxSpec) -> Box:
+        """Return a new box of ours, under its limits."""
+        await self._supervisor.zygote(spec.template)
+        box = self._supervisor.take(spec)
+        box.owner = self
+        if self._supervisor.limit(box, spec):
+            born = asyncio.Event()
+            box.when_born(born.set)
+            await born.wait()
+            if box.state == "dead":
+                raise box.error or SandboxError("the box did not start")
+            try:
+                self._supervisor.limit(box, spec)
+            except BaseException:
+                box.kill()
+                raise
+        if not self._open:
+            box.kill()
+        return box
+
+    def _ended(self, n: int, answer: Answer) -> None:
+        if isinstance(answer, SandboxError):
+            self._reply(n, error=answer)
+        elif isinstance(answer, Outcome):
+            self._reply(n, answer.to_json())
+
+    def create(self, n: int, message: dict[str, Any], _: list[int]) -> Awaitable[None]:
+        """Make a box that lives on."""
+        spec = BoxSpec.from_json(message.get("box", {}))
+        self._supervisor.check(spec)
+        return self._create(n, spec, keep=message.get("keep") is True)
+
+    async def _create(self, n: int, spec: BoxSpec, *, keep: bool) -> None:
+        box = await self._new(spec)
+        box.spec = spec
+        settled: asyncio.Future[Answer] = self._loop.create_future()
+        box.settle(Pending(settled.set_result))
+        answer = await settled
+        if isinstance(answer, SandboxError):
+            raise answer
+        if keep:
+            box.owner = None
+        self._reply(n, {"box": box.name, "pid": box.pid})
+
+    def _box(self, message: dict[str, Any]) -> Box:
+        name = message.get("box")
+        box = self._supervisor.boxes.get(name) if isinstance(name, str) else None
+        if box is None or box.state != "live":
+            raise SandboxError(
+                f"there is no box {name}", hint="it has ended; see `tegu sandbox list`"
+            )
+        return box
+
+    def attach(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Find a box again."""
+        self._reply(n, self._about(self._box(message)))
+
+    def run(self, n: int, message: dict[str, Any], fds: list[int]) -> None:
+        """Run a program in a living box."""
+        run = RunSpec.from_json(message.get("run"))
+        box = self._box(message)
+        _want_descriptors(fds)
+
+        def done(answer: Answer) -> None:
+            self._runs.pop(n, None)
+            self._ended(n, answer)
+
+        self._runs[n] = (box, box.run(run, fds, Pending(done)))
+
+    def signal(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Send a signal to a run of this connection, or kill it with all that it left."""
+        found = self._runs.get(message.get("run", 0))
+        number = message.get("signal")
+        if found is not None:
+            if isinstance(number, int) and not isinstance(number, bool) and 0 < number < 65:
+                found[0].kill_run(found[1], number, everything=False)
+            elif number is None:
+                found[0].kill_run(found[1])
+            else:
+                raise UsageError(f"signal: {number!r} is no signal")
+        self._reply(n, found is not None)
+
+    def open(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Open a file of a box; the descriptor comes with the answer."""
+        path, flags = _path(message), message.get("flags")
+        if not isinstance(flags, int) or flags & ~_FLAGS:
+            raise UsageError(f"flags: {flags!r} are not allowed")
+
+        def done(answer: Answer) -> None:
+            if isinstance(answer, list) and len(answer) == 1:
+                self._reply(n, True, fds=answer)
+            elif isinstance(answer, SandboxError):
+                self._reply(n, error=SandboxError(f"{path}: {answer.message}"))
+            else:
+                self._reply(n, error=SandboxError(f"{path}: the box gave no descriptor"))
+            if isinstance(answer, list):
+                _close(answer)
+
+        self._box(message).open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, Pending(done))
+
+    def change(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """mkdir, remove, pause, resume."""
+        op = str(message.get("op"))
+        box = self._box(message)
+        arguments = {"path": _path(message)} if op in ("mkdir", "remove") else {}
+
+        def done(answer: Answer) -> None:
+            if isinstance(answer, SandboxError):
+                what = f"{arguments['path']}: " if arguments else f"{op}: "
+                self._reply(n, error=SandboxError(f"{what}{answer.message}"))
+                return
+            if op in ("pause", "resume"):
+                box.paused = op == "pause"
+            self._reply(n, True)
+
+        box.change(op, Pending(done), **arguments)
+
+    def kill(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """End a box; answered when nothing is left of it."""
+        box = self._box(message)
+        box.when_dead(lambda: self._reply(n, True))
+        box.kill()
+
+    def _about(self, box: Box) -> dict[str, Any]:
+        usage = box.group.usage() if box.group is not None else {}
+        return {
+            "box": box.name,
+            "pid": box.pid,
+            "state": "paused" if box.paused else box.state,
+            "seconds": round(time.time() - box.created, 3),
+            "spec": box.spec.to_json(),
+            "usage": usage,
+        }
+
+    def list(self, n: int, *_: object) -> None:
+        """List the boxes in use, and what the supervisor is doing."""
+        boxes = [self._about(b) for b in self._supervisor.in_use()]
+        self._reply(
+            n,
+            {
+                "boxes": boxes[:200],
+                "total": len(boxes),
+                "ready": self._supervisor.ready(),
+                "started": self._supervisor.started,
+                "since": self._supervisor.since,
+            },
+        )
+
+    def doctor(self, n: int, *_: object) -> None:
+        """Say what limits rest on here."""
+        self._reply(n, [f.to_json() for f in doctor.limits(self._supervisor.groups)])
+
+    def shutdown(self, n: int, *_: object) -> None:
+        """End the supervisor, and every box with it."""
+        self._reply(n, True)
+        self._service.stop.set()
+
+
+_FLAGS = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_EXCL | os.O_DIRECTORY
+_OPS: dict[str, Callable[[_Connection, int, dict[str, Any], list[int]], Awaitable[None] | None]] = {
+    "once": _Connection.once,
+    "create": _Connection.create,
+    "attach": _Connection.attach,
+    "run": _Connection.run,
+    "signal": _Connection.signal,
+    "open": _Connection.open,
+    "mkdir": _Connection.change,
+    "remove": _Connection.change,
+    "pause": _Connection.change,
+    "resume": _Connection.change,
+    "kill": _Connection.kill,
+    "list": _Connection.list,
+    "doctor": _Connection.doctor,
+    "shutdown": _Connection.shutdown,
+}
+
+
+def _path(message: dict[str, Any]) -> str:
+    path = message.get("path")
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path or len(path) > 4095:
+        raise UsageError(f"path: {path!r} is not an absolute path")
+    return path
+
+
+def _want_descriptors(fds: list[int]) -> None:
+    if len(fds) < 3:
+        raise UsageError("a run needs descriptors for stdin, stdout and stderr")
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        with suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,281 @@
+"""The resident supervisor: keeps zygotes and ready boxes, answers clients on a UNIX socket.
+
+It runs as process 1 of its own pid namespace (tegu.sandbox.keeper), single-threaded on asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from tegu.errors import SandboxError, TeguError, UnsupportedError
+from tegu.linux.cgroups import Groups
+from tegu.sandbox import doctor
+from tegu.sandbox.box import Box
+from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
+from tegu.sandbox.pool import Pool
+from tegu.sandbox.spec import BoxSpec, Limits
+from tegu.sandbox.template import find_template
+
+__all__ = ["Supervisor", "main"]
+
+_TEND_EVERY = 5.0
+_FILL_AFTER = 0.006
+_INODES_PER_BYTE = 1 / 4096
+
+
+class Supervisor:
+    """Boxes by name, zygotes by template, pools by what their boxes have in common."""
+
+    def __init__(self, *, privileged: bool, warm: int, keeper: int) -> None:
+        self.privileged = privileged
+        self.boxes: dict[str, Box] = {}
+        self.groups = Groups.find(keeper)
+        self.started = 0
+        self.since = time.time()
+        self.last_use = time.monotonic()
+        self._warm = warm
+        self._zygotes: dict[str, Zygote] = {}
+        self._starting: dict[str, asyncio.Task[Zygote]] = {}
+        self._pools: dict[tuple[object, ...], Pool] = {}
+        self._loop = asyncio.get_running_loop()
+        self._filling = False
+        self._slots: dict[str, int] = {}
+        self._next = 0
+
+    def zygote_now(self, template: str) -> Zygote | None:
+        """Return the zygote of a template if it is ready."""
+        zygote = self._zygotes.get(template)
+        return zygote if zygote is not None and zygote.alive else None
+
+    async def zygote(self, template: str) -> Zygote:
+        """Return the zygote of a template, started when need be; one start for all who wait."""
+        ready = self.zygote_now(template)
+        if ready is not None:
+            return ready
+        task = self._starting.get(template)
+        if task is None:
+            task = self._loop.create_task(self._start_zygote(template))
+            self._starting[template] = task
+            task.add_done_callback(lambda _: self._starting.pop(template, None))
+        return await asyncio.shield(task)
+
+    async def _start_zygote(self, template: str) -> Zygote:
+        found = find_template(template)
+        slot = self._slots.setdefault(template, len(self._slots))
+        if slot >= MAX_TEMPLATES:
+            raise SandboxError(
+                f"template {template}: this supervisor has seen {MAX_TEMPLATES} others",
+                hint="restart it: tegu sandbox stop",
+            )
+        zygote = Zygote(found, slot, privileged=self.privileged, groups=self.groups)
+        await zygote.start()
+        self._zygotes[template] = zygote
+        return zygote
+
+    def check(self, spec: BoxSpec) -> None:
+        """Raise UnsupportedError when this host cannot give what is asked for."""
+        doctor.require(spec.kind)
+        if spec.limits.memory is not None or spec.limits.cpus is not None:
+            self._check_limits(spec.limits)
+
+    def _check_limits(self, limits: Limits) -> None:
+        for controller, value in (("memory", limits.memory), ("cpu", limits.cpus)):
+            if value is not None and not self.groups.provider(controller):
+                raise UnsupportedError(f"a limit on {controller}: {self.groups.why[controller]}")
+
+    def make(self, spec: BoxSpec) -> Box:
+        """Have a box cloned by its template's zygote, which must be ready."""
+        zygote = self.zygote_now(spec.template)
+        if zygote is None:
+            raise SandboxError(f"template {spec.template}: its zygote has ended")
+        self._next += 1
+        box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
+        self.boxes[box.name] = box
+        limits = spec.limits
+        order = {
+            "disk": limits.disk,
+            "inodes": max(1024, int(limits.disk * _INODES_PER_BYTE)),
+            "read_only": spec.read_only,
+            "hostname": spec.hostname,
+            "rlimits": _rlimits(limits),
+        }
+        fds = [box.other_end.fileno()]
+        try:
+            # Version 2 groups cost a clone nothing, so every box has one where they are.
+            if self.groups.provider("pids") == "cgroup v2":
+                box.group = self.groups.create(
+                    box.name,
+                    memory=limits.memory,
+                    cpus=limits.cpus,
+                    pids=limits.pids,
+                    cloner=zygote.user,
+                )
+                if box.group.fd is not None:
+                    fds.append(box.group.fd)
+            zygote.ask(box.name, order, fds, box)
+        except BaseException as e:
+            reason = e.message if isinstance(e, TeguError) else str(e)
+            box.stillborn(reason)
+            raise
+        return box
+
+    def take(self, spec: BoxSpec) -> Box:
+        """Return a new box: a ready one if there is, else one that is being cloned."""
+        self.check(spec)
+        self.started += 1
+        self.last_use = time.monotonic()
+        pool = self._pool(spec)
+        box = pool.take() if pool is not None else None
+        if pool is not None and not self._filling:
+            self._filling = True
+            self._loop.call_later(_FILL_AFTER, self._fill)
+        if box is None:
+            box = self.make(spec)
+        return box
+
+    def limit(self, box: Box, spec: BoxSpec) -> bool:
+        """Put a box under the limits of version 1 groups, if any are asked for and v2 has not.
+
+        Returns whether the box's process must be there first (call again then).
+        """
+        limits = spec.limits
+        if box.group is not None or (limits.memory is None and limits.cpus is None):
+            return False
+        if not box.pid:
+            return True
+        box.group = self.groups.create(box.name, memory=limits.memory, cpus=limits.cpus, pids=None)
+        box.group.attach(box.pid)
+        return False
+
+    def _pool(self, spec: BoxSpec) -> Pool | None:
+        """Return the pool whose boxes fit: those that are asked for as they come."""
+        limits = spec.limits
+        plain = spec.timeout is None and (limits.memory is None and limits.cpus is None)
+        second = self.groups.provider("pids") == "cgroup v2"
+        if not self._warm or (second and not plain) or spec.timeout is not None:
+            return None
+        base = Limits(pids=limits.pids, files=limits.files, disk=limits.disk)
+        kind = BoxSpec(spec.template, spec.kind, base, None, spec.read_only, spec.hostname)
+        key = (spec.template, spec.kind, base, spec.read_only, spec.hostname)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(lambda: self.make(kind), self._warm)
+        return pool
+
+    def _fill(self) -> None:
+        more = False
+        for pool in list(self._pools.values()):
+            try:
+                more = pool.fill() or more
+            except TeguError:
+                continue  # the next start meets the same error, and there it is told
+        self._filling = more
+        if more:
+            self._loop.call_later(_FILL_AFTER, self._fill)
+
+    def _ended(self, box: Box) -> None:
+        self.boxes.pop(box.name, None)
+        if box.state == "dead" and box.owner is None:
+            for pool in self._pools.values():
+                pool.drop(box)
+
+    def in_use(self) -> list[Box]:
+        """Return the boxes that belong to someone or run something."""
+        return [b for b in self.boxes.values() if b.state in ("busy", "live")]
+
+    def ready(self) -> int:
+        """Return how many boxes are held ready."""
+        return sum(len(p) for p in self._pools.values())
+
+    async def tend(self, idle_exit: float | None, stop: asyncio.Event, busy: Any) -> None:
+        """Shrink pools and, if so told, end after `idle_exit` seconds without use."""
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(
+                    stop.wait(), min(_TEND_EVERY, idle_exit) if idle_exit else _TEND_EVERY
+                )
+            for key, pool in list(self._pools.items()):
+                pool.shrink()
+                if not pool.wanted:
+                    del self._pools[key]
+            idle = time.monotonic() - self.last_use
+            if idle_exit and idle > idle_exit and not self.in_use() and not busy():
+                stop.set()
+
+    async def close(self) -> None:
+        """Kill all boxes, wait until nothing is left of them, and let the zygotes go."""
+        boxes = list(self.boxes.values())
+        for box in boxes:
+            box.kill()
+        deadline = time.monotonic() + 10
+        while self.boxes and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        for zygote in self._zygotes.values():
+            zygote.stop()
+        self.groups.close()
+
+
+def _rlimits(limits: Limits) -> dict[str, tuple[int, int]]:
+    """Limits by setrlimit(2); processes are counted for each box's user namespace (Linux 5.14)."""
+    return {
+        "RLIMIT_CORE": (0, 0),
+        "RLIMIT_NOFILE": (limits.files, limits.files),
+        "RLIMIT_NPROC": (limits.pids, limits.pids),
+        "RLIMIT_MEMLOCK": (65536, 65536),
+    }
+
+
+async def _serve(
+    listener: socket.socket,
+    warm: int,
+    idle: float | None,
+    ready: int | None,
+    keeper: int,
+    *,
+    privileged: bool,
+) -> None:
+    from tegu.sandbox.service import Service
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    supervisor = Supervisor(privileged=privileged, warm=warm, keeper=keeper)
+    service = Service(supervisor, listener, stop)
+    if ready is not None:
+        # Not earlier: process 1 of a namespace does not even get signals that it does not handle.
+        os.write(ready, b"1")
+        os.close(ready)
+    try:
+        await supervisor.tend(idle, stop, service.busy)
+    finally:
+        service.close()
+        await supervisor.close()
+
+
+def main(arguments: list[str]) -> None:
+    """Serve on a listening socket; arguments as tegu.sandbox.keeper passes them."""
+    listening, warm, idle, ready, keeper, privileged = arguments
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each box takes two
+    listener = socket.socket(fileno=int(listening))
+    os.set_inheritable(listener.fileno(), False)
+    listener.setblocking(False)
+    seconds = None if idle == "None" else float(idle)
+    try:
+        tell = None if ready == "None" else int(ready)
+        served = _serve(
+            listener, int(warm), seconds, tell, int(keeper), privileged=privileged == "1"
+        )
+        asyncio.run(served)
+    except TeguError as e:
+        print(f"tegu: {e.message}", file=sys.stderr)
+        sys.exit(e.exit_code)

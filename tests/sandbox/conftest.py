@@ -1,0 +1,119 @@
+"""One supervisor for all tests of a worker, on a socket of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tegu.sandbox.client import Sandbox
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+class Served:
+    """A supervisor under test: its socket, and the process that keeps it."""
+
+    def __init__(self, warm: int) -> None:
+        # Short, as the address of a UNIX socket has 108 bytes.
+        self.directory = Path(tempfile.mkdtemp(prefix="tegu-t", dir="/tmp"))
+        self.path = self.directory / "s"
+        reader, writer = os.pipe()
+        program = (
+            f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from pathlib import Path; "
+            "from tegu.sandbox.keeper import keep; "
+            f"sys.exit(keep(Path(sys.argv[1]), warm={warm}, idle_exit=None, ready={writer}))"
+        )
+        self.keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", program, str(self.path)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[writer],
+        )
+        os.close(writer)
+        if os.read(reader, 1) != b"1":
+            self.keeper.wait()
+            pytest.fail("the supervisor did not start")
+        os.close(reader)
+
+    @property
+    def supervisor(self) -> int:
+        """The supervisor's own pid: its keeper's grandchild."""
+        return children(children(self.keeper.pid)[0])[0]
+
+    def stop(self) -> None:
+        """End it and remove its directory."""
+        if self.keeper.poll() is None:
+            self.keeper.send_signal(signal.SIGTERM)
+            self.keeper.wait(30)
+        shutil.rmtree(self.directory)
+
+
+def children(pid: int) -> list[int]:
+    """Return the pids of a process's children."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                    found.append(int(entry.name))
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the pids of all that descend from a process."""
+    found: set[int] = set()
+    queue = [pid]
+    while queue:
+        below = children(queue.pop())
+        found.update(below)
+        queue += below
+    return found
+
+
+def until(what: Callable[[], bool], seconds: float = 30) -> bool:
+    """Wait until something holds; returns whether it came to that."""
+    end = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    """The supervisor that tests share."""
+    one = Served(warm=2)
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def fresh() -> Iterator[Served]:
+    """A supervisor of a test's own, to break."""
+    one = Served(warm=2)
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def path(served: Served, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shared supervisor's socket, which clients find by themselves as well."""
+    monkeypatch.setenv("TEGU_SANDBOX_SOCKET", str(served.path))
+    return served.path
+
+
+@pytest.fixture
+def box(path: Path) -> Iterator[Sandbox]:
+    """A box that lives on."""
+    with Sandbox.create() as one:
+        yield one

@@ -138,8 +138,9 @@ def test_the_postinst_runs_hooks_when_it_configures(tmp_path: Path) -> None:
 
 
 def test_missing_tools_are_named_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tools.PROGRAMS, "no-such-program", "no-such-package")
-    monkeypatch.setitem(tools.PROGRAMS, "nor-this-one", "another")
+    wanted = {"no-such-program": "no-such-package", "nor-this-one": "another"}
+    monkeypatch.setattr(tools, "PROGRAMS", wanted)
+    monkeypatch.setattr(tools, "_HEADERS", {})
     with pytest.raises(UnsupportedError, match="no-such-program, nor-this-one") as caught:
         build_kernel(load_recipe(write(tmp_path)), Store(tmp_path / "store"))
     assert str(caught.value.hint).startswith("apt-get install another no-such-package")

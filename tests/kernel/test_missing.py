@@ -50,6 +50,16 @@ def test_prose_is_no_upstream_id(body: str) -> None:
     assert parse_message(f"net: fix\n\n{body}\n").upstream is None
 
 
+def test_a_wrapped_revert_is_no_backport() -> None:
+    text = f'Revert "net: x"\n\nThis reverts commit {A} which is\ncommit {B} upstream.\n'
+    assert parse_message(text).upstream is None
+
+
+def test_the_last_cherry_pick_counts() -> None:
+    text = f"x\n\n(cherry picked from commit {A})\n(cherry picked from commit {B})\n"
+    assert parse_message(text).upstream == B
+
+
 def test_cherry_picked_at_the_end() -> None:
     words = "Words.\n" * 20
     text = f"net: fix\n\n{words}(cherry picked from commit {A})\nSigned-off-by: X\n"

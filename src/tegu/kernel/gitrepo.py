@@ -150,6 +150,12 @@ class Repo:
             return commit[:12]
 
 
+def _moment(text: bytes) -> int:
+    """Return the seconds of an author line; 0 for those that tools of old left without or wild."""
+    number = text.split(maxsplit=1)[0] if text.split() else b""
+    return int(number) if number.isdigit() and len(number) < 12 else 0
+
+
 def _parse(name: str, body: bytes) -> RawCommit:
     head, _, message = body.partition(b"\n\n")
     parents = []
@@ -163,7 +169,7 @@ def _parse(name: str, body: bytes) -> RawCommit:
             person, _, address = who.partition(b"<")
             author = person.decode(errors="replace").strip()
             email = address.decode(errors="replace")
-            moment = int(when.split()[0]) if when.split() else 0
+            moment = _moment(when)
         elif key == b"encoding":
             encoding = value.decode(errors="replace")
     try:

@@ -61,6 +61,8 @@ def read_accepted(path: Path) -> dict[str, str]:
     accepted: dict[str, str] = {}
     for number, table in enumerate(raw.get("accept", []), 1):
         where = f"{path}: accept {number}"
+        if not isinstance(table, dict):
+            raise DefinitionError(f"{where}: it must be a table, [[accept]]")
         reason, options = table.get("reason"), table.get("options")
         if not isinstance(reason, str) or not reason.strip():
             raise DefinitionError(f"{where}: a deviation needs its reason")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Commit", "History", "Pair"]
 
-KIND = "kernel-history-1"
+KIND = "kernel-history-2"
 _SCHEMA = """
 create table if not exists commits (
     id text primary key, parents text not null, subject text not null, author text not null,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tegu.errors import UsageError
 from tegu.kernel.gitrepo import RawCommit, Repo
+from tegu.kernel.messages import first_line
 from tegu.process import CommandError, run
 
 __all__ = ["backport_request"]
@@ -52,7 +53,7 @@ def backport_request(
         raise UsageError("a request needs the reason", hint="what goes wrong without the commit?")
     full = repo.commit(commit)
     (raw,) = repo.read([full])
-    subject = raw.message.splitlines()[0].strip()
+    subject = first_line(raw.message)
     message = EmailMessage(policy=SMTP)
     message["From"] = _address(sender)
     message["To"] = _STABLE

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["Facts", "Reference", "parse_message"]
+__all__ = ["Facts", "Reference", "backport_of", "first_line", "parse_message"]
 
 _ID = r"[0-9a-fA-F]{7,40}"
 _FULL = r"[0-9a-fA-F]{12,40}"
@@ -53,6 +53,12 @@ class Facts:
     cves: tuple[str, ...]
 
 
+def first_line(text: str) -> str:
+    """Return the subject of a message, or words for its lack."""
+    lines = text.splitlines()
+    return (lines[0].strip() if lines else "") or "(no subject)"
+
+
 def parse_message(text: str) -> Facts:
     """Parse a commit message, subject first; any text has a meaning, if an empty one."""
     lines = text.splitlines()
@@ -68,14 +74,27 @@ def parse_message(text: str) -> Facts:
 
 
 def _upstream(body: list[str]) -> str | None:
-    head = [line for line in body if line][:_HEAD_LINES]
-    for line in head:
-        for pattern in _UPSTREAM:
-            if match := pattern.fullmatch(line):
-                return match[1].lower()
-    for line in body:
+    said = backport_of(body)
+    if said is not None:
+        return said
+    # `git cherry-pick -x` appends: the last one is where it was taken from.
+    for line in reversed(body):
         if match := _PICKED.fullmatch(line):
             return match[1].lower()
+    return None
+
+
+def backport_of(body: list[str]) -> str | None:
+    """Return the commit that the head of a message says it is a backport of."""
+    head = [line.strip() for line in body if line.strip()][:_HEAD_LINES]
+    before = ""
+    for line in head:
+        # "This reverts commit A which is" may be broken before "commit B upstream."
+        if not before.lower().endswith("which is"):
+            for pattern in _UPSTREAM:
+                if match := pattern.fullmatch(line):
+                    return match[1].lower()
+        before = line
     return None
 
 

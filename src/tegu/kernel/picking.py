@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tegu.errors import BuildError, UsageError
 from tegu.kernel.gitrepo import Repo
-from tegu.kernel.messages import parse_message
+from tegu.kernel.messages import backport_of, first_line
 
 __all__ = ["Picked", "pick"]
 
@@ -65,7 +65,7 @@ def _identity(repo: Repo) -> str:
 
 def _one(repo: Repo, work: Path, name: str, tree: str, identity: str) -> str:
     (raw,) = repo.read([name])
-    short = f"{name[:12]} ({raw.message.splitlines()[0]})"
+    short = f"{name[:12]} ({first_line(raw.message)})"
     if len(raw.parents) > 1:
         raise UsageError(f"{short} is a merge, which cannot be picked")
     done = repo.git("cherry-pick", "--no-commit", name, cwd=work, check=False)
@@ -80,7 +80,7 @@ def _one(repo: Repo, work: Path, name: str, tree: str, identity: str) -> str:
         raise UsageError(f"{short} changes nothing on {tree}: it is there already")
     repo.git(
         "commit", "--quiet", "--no-verify", "-F", "-",
-        f"--author={raw.author} <{raw.email}>", f"--date={raw.time} +0000",
+        f"--author={raw.author} <{raw.email}>", f"--date=@{raw.time} +0000",
         cwd=work, stdin=_message(raw.message, name, identity),
     )  # fmt: skip
     return repo.git("rev-parse", "HEAD", cwd=work).stdout.strip()
@@ -88,7 +88,7 @@ def _one(repo: Repo, work: Path, name: str, tree: str, identity: str) -> str:
 
 def _message(text: str, name: str, identity: str) -> str:
     subject, _, body = text.rstrip("\n").partition("\n")
-    note = [] if parse_message(text).upstream else [f"[ Upstream commit {name} ]", ""]
+    note = [] if backport_of(body.splitlines()) else [f"[ Upstream commit {name} ]", ""]
     lines = [subject, "", *note, *body.strip("\n").splitlines()]
     if identity not in lines:
         lines.append(identity)

@@ -294,6 +294,34 @@ def test_no_repository_and_no_commit(tmp_path: Path, small: Small) -> None:
         History(Repo(small.path), small.store).pair("v9.9", "stable")
 
 
+def test_histories_that_cannot_be_compared(tmp_path: Path, small: Small) -> None:
+    small.add("stable", "net: one more")
+    small.find()
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", small.path, *words], check=True, capture_output=True)
+
+    tree = subprocess.run(
+        ["git", "-C", small.path, "rev-parse", "stable^{tree}"], check=True, capture_output=True
+    ).stdout.decode()
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    alone = subprocess.run(
+        ["git", "-C", small.path, *who, "commit-tree", "-m", "alone", tree.strip()],
+        check=True,
+        capture_output=True,
+    ).stdout.decode()
+    git("branch", "alone", alone.strip())
+    with pytest.raises(UsageError, match="no commit in common"):
+        History(Repo(small.path), small.store).pair("stable", "alone")
+    shallow = tmp_path / "shallow"
+    subprocess.run(
+        ["git", "clone", "-q", "--bare", "--depth=1", "-bstable", f"file://{small.path}", shallow],
+        check=True,
+    )
+    with pytest.raises(UsageError, match="cut short"):
+        History(Repo(shallow), small.store).pair("stable", "stable")
+
+
 def test_awkward_histories(tmp_path: Path) -> None:
     right = named = needed = 0
     for seed in range(6):

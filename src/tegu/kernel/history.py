@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tegu.errors import StoreError
+from tegu.errors import StoreError, UsageError
 from tegu.kernel.gitrepo import Repo
 from tegu.kernel.messages import Reference, parse_message
 
@@ -76,6 +76,7 @@ class History:
         `progress(done, all)` is called while new commits are read.
         """
         tips = self.repo.commit(mainline), self.repo.commit(tree)
+        self._check_related(*tips)
         ours = self.repo.only_in(tips[0], tips[1])
         theirs = self.repo.only_in(tips[1], tips[0])
         with self._open() as db:
@@ -85,6 +86,20 @@ class History:
             wanted = {*ours, *theirs}
             found = {c.id: c for c in _load(db) if c.id in wanted}
         return Pair(*tips, [found[i] for i in ours], [found[i] for i in theirs], len(new))
+
+    def _check_related(self, mainline: str, tree: str) -> None:
+        """Refuse histories that cannot be compared: they would look as if nothing was missing."""
+        shallow = self.repo.git("rev-parse", "--is-shallow-repository").stdout.strip()
+        if shallow == "true":
+            raise UsageError(
+                f"{self.repo.path}: the history is cut short (a shallow clone)",
+                hint="git fetch --unshallow",
+            )
+        if self.repo.git("merge-base", mainline, tree, check=False).returncode != 0:
+            raise UsageError(
+                f"{self.repo.path}: {mainline[:12]} and {tree[:12]} have no commit in common",
+                hint="name a tree that was branched from mainline",
+            )
 
     def _index(
         self,

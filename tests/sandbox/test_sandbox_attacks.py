@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.sandbox.conftest import Served, descendants, until
+from tests.sandbox.conftest import Served, descendants, marked_sleep, pids_of, until
 
 from tegu.errors import SandboxError
 from tegu.sandbox import Sandbox, run
@@ -166,24 +166,14 @@ for program in ("/tmp/suid", "/tmp/caps", "/bin/grep"):
 def test_root_in_a_box_is_nobody_on_the_host(served: Served, box: Sandbox) -> None:
     if os.geteuid() != 0:
         pytest.skip("the supervisor runs as this user, which is then root in the box")
-    box.start("sleep 1009")
-    assert until(lambda: bool(_pids_of("sleep", "1009")))
-    for pid in _pids_of("sleep", "1009"):
+    sleep = marked_sleep()
+    process = box.start(sleep)  # held: a program whose `Process` is dropped is killed
+    assert until(lambda: bool(pids_of(sleep)))
+    for pid in pids_of(sleep):
         uid = int(Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split()[0])
         assert uid >= 0x6F00_0000
-
-
-def _pids_of(*argv: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")[:-1]
-            except OSError:
-                continue
-            if words == [a.encode() for a in argv]:
-                found.append(int(entry.name))
-    return found
+    process.kill()
+    process.wait()
 
 
 def test_nothing_of_the_host_is_in_view(box: Sandbox) -> None:
@@ -491,9 +481,9 @@ except OSError as e:
 def test_a_neighbour_is_not_counted_in(path: Path) -> None:
     """Processes are counted for each box, although boxes share their ids on the host."""
     with Sandbox.create(pids=20) as one, Sandbox.create(pids=20) as other:
-        full = "for i in $(seq 100); do sleep 1010 & done; wait"
-        process = one.start(full)
-        assert until(lambda: len(_pids_of("sleep", "1010")) >= 15)
+        sleep = marked_sleep()
+        process = one.start(f"for i in $(seq 100); do {' '.join(sleep)} & done; wait")
+        assert until(lambda: len(pids_of(sleep)) >= 15)
         assert other.run("true & true & wait; echo fine").text == "fine\n"
         process.kill()
 
@@ -553,8 +543,9 @@ def test_shared_memory_is_a_boxs_own(path: Path, box: Sandbox) -> None:
 
 
 def test_the_supervisor_has_no_stray_children(served: Served, box: Sandbox) -> None:
-    box.run("(setsid sleep 1011 &)")
-    assert until(lambda: bool(_pids_of("sleep", "1011")))
-    assert set(_pids_of("sleep", "1011")) <= descendants(served.keeper.pid)
+    sleep = marked_sleep()
+    box.run(f"(setsid {' '.join(sleep)} &)")
+    assert until(lambda: bool(pids_of(sleep)))
+    assert set(pids_of(sleep)) <= descendants(served.keeper.pid)
     box.kill()
-    assert until(lambda: not _pids_of("sleep", "1011"))
+    assert until(lambda: not pids_of(sleep))

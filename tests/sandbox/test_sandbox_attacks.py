@@ -16,7 +16,7 @@ from tests.sandbox.conftest import Served, descendants, marked_sleep, pids_of, u
 
 from tegu.errors import SandboxError
 from tegu.sandbox import Sandbox, run
-from tegu.sandbox.client import Result, box_spec
+from tegu.sandbox.client import Result, box_spec, supervisor
 
 # Numbers of asm/unistd_64.h and asm-generic/unistd.h; those from 424 on are common.
 _MACHINE = os.uname().machine
@@ -476,6 +476,41 @@ except OSError as e:
     wild = run(":(){ :|:& };:; sleep 1000", timeout=1.0, box=box_spec(pids=64))
     assert wild.exit_code != 0 or wild.timed_out
     assert run(["echo", "alive"]).text == "alive\n"
+
+
+def test_a_fork_bomb_of_many_users_stays_in_its_box(path: Path) -> None:
+    """RLIMIT_NPROC counts for each user id, and root in a box may take others."""
+    bomb = """
+import os, time
+reader, writer = os.pipe()
+for uid in range(8):
+    try:
+        pid = os.fork()
+    except OSError:
+        break
+    if pid == 0:
+        os.setuid(uid)
+        try:
+            while True:
+                if os.fork() == 0:
+                    os.write(writer, b"x")
+                    time.sleep(1000)
+        except OSError:
+            os.write(writer, b"end" )
+            time.sleep(1000)
+    said = b""
+    while b"end" not in said:
+        said += os.read(reader, 100)
+print(sum(d.isdigit() for d in os.listdir("/proc")))
+"""
+    counted = next(f for f in supervisor("doctor") if f["name"] == "pids")
+    for spec in (box_spec(pids=20), box_spec(pids=20, init=False)):
+        count = int(run(["python3", "-c", bomb], box=spec).text)
+        if "cgroup" in counted["detail"]:
+            assert 15 < count <= 20
+        else:
+            assert "each user id" in counted["detail"]
+            assert 20 < count <= 8 * 20
 
 
 def test_a_neighbour_is_not_counted_in(path: Path) -> None:

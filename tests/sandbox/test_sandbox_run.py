@@ -182,6 +182,36 @@ def test_a_box_has_only_loopback(box: Sandbox) -> None:
     assert box.run(["python3", "-c", script]).text == "up\n"
 
 
+def test_names_that_are_not_utf_8(box: Sandbox) -> None:
+    box.run(["python3", "-c", r"open(b'/tmp/\xff\n', 'w').write('found')"]).check()
+    (entry,) = box.files.list("/tmp")
+    name = f"/tmp/{entry.name}"
+    assert box.files.read(name) == b"found"
+    box.files.write(name, "again")
+    assert box.run(["cat", name]).text == "again"
+    box.files.remove(name)
+    for bad in ("/\ud800", "/tmp/\ud800/x"):
+        with pytest.raises(UsageError, match="no character"):
+            box.files.read(bad)
+        with pytest.raises(UsageError, match="no character"):
+            box.run(["true"], cwd=bad)
+    assert box.run(["true"]).exit_code == 0
+
+
+def test_the_lowest_limits_let_a_program_start(path: Path) -> None:
+    secrets = {f"S{i}": b"x" for i in range(32)}
+    for init in (True, False):
+        spec = box_spec(pids=2, files=128, init=init)
+        done = run("ulimit -n; ulimit -p", box=spec, secrets=secrets)
+        assert done.text.split()[0] == "128"
+        assert done.exit_code == 0
+    with Sandbox.create(pids=2, files=128) as box:
+        assert box.run(["cat", "/proc/self/fd/34"], secrets=secrets).text == "x"
+    for bad in ({"pids": 1}, {"files": 127}):
+        with pytest.raises(UsageError, match="is not between"):
+            box_spec(**bad)
+
+
 def test_pause_and_resume(box: Sandbox) -> None:
     process = box.start("while :; do echo tick; sleep 0.01; done")
     stream = process.output()

@@ -193,19 +193,13 @@ class _Connection:
         self._supervisor.check(spec)
         if self._supervisor.zygote_now(spec.template) is None:
             return self._once_later(n, spec, run, fds)
-        if self._start(n, spec, run, fds):
-            return None
-        return self._once_later(n, spec, run, fds)
-
-    def _start(self, n: int, spec: BoxSpec, run: RunSpec, fds: list[int]) -> bool:
-        """Start at once; returns False when the box's process must be waited for."""
-        if spec.limits.memory is not None or spec.limits.cpus is not None:
-            return False
         box = self._supervisor.take(spec)
         box.owner = self
+        if self._unborn(box, spec):
+            return self._once_born(n, box, spec, run, fds)
         box.spec = spec
         self._become(n, box, run, fds)
-        return True
+        return None
 
     def _become(self, n: int, box: Box, run: RunSpec, fds: list[int]) -> None:
         pending = Pending(lambda answer: self._ended(n, answer))
@@ -219,8 +213,14 @@ class _Connection:
             raise
 
     async def _once_later(self, n: int, spec: BoxSpec, run: RunSpec, fds: list[int]) -> None:
-        await self._supervisor.zygote(spec.template)
         box = await self._new(spec)
+        box.spec = spec
+        self._become(n, box, run, fds)
+
+    async def _once_born(
+        self, n: int, box: Box, spec: BoxSpec, run: RunSpec, fds: list[int]
+    ) -> None:
+        await self._born(box, spec)
         box.spec = spec
         self._become(n, box, run, fds)
 
@@ -229,20 +229,33 @@ class _Connection:
         await self._supervisor.zygote(spec.template)
         box = self._supervisor.take(spec)
         box.owner = self
-        if self._supervisor.limit(box, spec):
-            born = asyncio.Event()
-            box.when_born(born.set)
-            await born.wait()
-            if box.state == "dead":
-                raise box.error or SandboxError("the box did not start")
-            try:
-                self._supervisor.limit(box, spec)
-            except BaseException:
-                box.kill()
-                raise
+        if self._unborn(box, spec):
+            await self._born(box, spec)
         if not self._open:
             box.kill()
         return box
+
+    def _unborn(self, box: Box, spec: BoxSpec) -> bool:
+        """Put a box under its limits; true when it has no process yet that could be."""
+        try:
+            return self._supervisor.limit(box, spec)
+        except OSError as e:
+            box.kill()
+            raise SandboxError(f"box {box.name}: its limits: {e.strerror or e}") from e
+        except BaseException:
+            box.kill()
+            raise
+
+    async def _born(self, box: Box, spec: BoxSpec) -> None:
+        """Wait for a box's process, and put it under its limits."""
+        born = asyncio.Event()
+        box.when_born(born.set)
+        await born.wait()
+        if box.state == "dead":
+            raise box.error or SandboxError("the box did not start")
+        self._unborn(box, spec)
+        if not self._open:
+            box.kill()
 
     def _ended(self, n: int, answer: Answer) -> None:
         if isinstance(answer, SandboxError):
@@ -404,7 +417,11 @@ _OPS: dict[str, Callable[[_Connection, int, dict[str, Any], list[int]], Awaitabl
 def _path(message: dict[str, Any]) -> str:
     path = message.get("path")
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path or len(path) > 4095:
-        raise UsageError(f"path: {path!r} is not an absolute path")
+        raise UsageError(f"path: {path!a} is not an absolute path")
+    try:
+        path.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise UsageError(f"path: {path!a} holds what is no character") from None
     return path
 
 

@@ -15,8 +15,10 @@ import pytest
 from tests.sandbox.conftest import Served, descendants, marked_sleep, pids_of, until
 
 from tegu.errors import SandboxError
-from tegu.sandbox import Sandbox, run
+from tegu.sandbox import Sandbox, run, wire
 from tegu.sandbox.client import Result, box_spec, supervisor
+from tegu.sandbox.launch import connect
+from tegu.sandbox.spec import BoxSpec, RunSpec
 
 # Numbers of asm/unistd_64.h and asm-generic/unistd.h; those from 424 on are common.
 _MACHINE = os.uname().machine
@@ -336,6 +338,22 @@ for fd in range(3, 1024):
             assert set(seen.split()) - {"tmp"} <= inside  # a first process holds its own "/"
 
 
+@pytest.mark.parametrize("flags", [os.O_DIRECTORY, os.O_DIRECTORY | os.O_PATH, os.O_PATH])
+def test_a_directory_cannot_be_handed_in(path: Path, flags: int, tmp_path: Path) -> None:
+    target = tmp_path if flags & os.O_DIRECTORY else Path(os.devnull)
+    fd, null = os.open(target, flags), os.open(os.devnull, os.O_RDWR)
+    request = {"op": "once", "n": 1, "run": {"argv": ["ls", "/proc/self/fd/0/"]}}
+    try:
+        with connect(path) as link:
+            wire.send(link, request, [fd, null, null])
+            answer, _ = wire.receive(link)
+    finally:
+        os.close(fd)
+        os.close(null)
+    assert answer is not None
+    assert "a directory is no stream" in answer["error"]["message"]
+
+
 def test_signals_do_not_reach_the_host(box: Sandbox) -> None:
     victim = os.fork()
     if victim == 0:
@@ -390,10 +408,6 @@ libc = ctypes.CDLL(None, use_errno=True)
 print(libc.syscall(NUMBER, 0, ctypes.c_ulong(0x700005412), b"x"), ctypes.get_errno())
 """.replace("NUMBER", "16" if _X86 else "29")
     # The terminal itself is handed over as stdin, as `tegu run` does.
-    from tegu.sandbox import wire
-    from tegu.sandbox.launch import connect
-    from tegu.sandbox.spec import BoxSpec, RunSpec
-
     out_r, out_w = os.pipe()
     link = connect(path)
     run_spec = RunSpec(["python3", "-c", script])

@@ -7,8 +7,10 @@ any order. What a connection made ends with it, unless the box was made to be ke
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Awaitable, Callable
@@ -428,6 +430,10 @@ def _path(message: dict[str, Any]) -> str:
 def _want_descriptors(fds: list[int]) -> None:
     if len(fds) < 3:
         raise UsageError("a run needs descriptors for stdin, stdout and stderr")
+    for fd in fds:
+        path_only = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+        if path_only or stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise UsageError("a directory is no stream: a box could walk the host from there")
 
 
 def _close(fds: list[int]) -> None:

@@ -9,13 +9,14 @@ import ctypes
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.sandbox.conftest import Served, descendants, marked_sleep, pids_of, until
 
 from tegu.errors import SandboxError
-from tegu.sandbox import Sandbox, run, wire
+from tegu.sandbox import Sandbox, run, wire, wireless
 from tegu.sandbox.client import Result, box_spec, supervisor
 from tegu.sandbox.launch import connect
 from tegu.sandbox.spec import BoxSpec, RunSpec
@@ -569,6 +570,17 @@ def test_a_message_of_many_descriptors_does_not_harm_the_supervisor(path: Path) 
     os.close(null)
     link.close()
     assert run(["true"]).exit_code == 0
+
+
+@pytest.mark.parametrize("receive", [wire.receive, wireless.receive])
+def test_an_empty_message_leaves_no_descriptor(receive: Callable[..., object]) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reader, writer = os.pipe()
+    with ours, theirs, os.fdopen(reader, "rb") as pipe:
+        socket.send_fds(theirs, [b""], [writer])
+        os.close(writer)
+        receive(ours)
+        assert pipe.read() == b""  # the end: nobody holds the writer
 
 
 def test_the_first_process_cannot_be_killed_from_within(box: Sandbox) -> None:

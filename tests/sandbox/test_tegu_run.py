@@ -48,6 +48,7 @@ def test_streams_and_codes(path: Path) -> None:
         ((), 2, "there is no command"),
         (("--nonsense", "true"), 2, "there is no option --nonsense"),
         (("--memory", "lots", "true"), 2, "--memory: 'lots' is not a size"),
+        (("--memory", "9" * 400, "true"), 2, "--memory: a size of 400 digits is out of range"),
         (("--memory",), 2, "--memory needs a value"),
         (("--pids", "x", "true"), 2, "--pids: 'x' is not a number"),
         (("--timeout", "nan", "true"), 2, "--timeout: 'nan' is not a number"),
@@ -168,6 +169,16 @@ def test_without_a_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     done = tegu("sandbox", "list")
     assert done.returncode == 20
     assert "no supervisor serves" in done.stderr
+
+
+@pytest.mark.parametrize("where", ["/tmp/" + "x" * 200 + "/s", "/proc/no/such/s"])
+def test_a_socket_that_cannot_be(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setenv("TEGU_SANDBOX_SOCKET", where)
+    done = tegu_run("true")
+    assert done.returncode == 20
+    assert "Traceback" not in done.stderr
+    assert "None" not in done.stderr
+    assert "too long" in done.stderr or "cannot serve at" in done.stderr
 
 
 @given(st.text(max_size=40))

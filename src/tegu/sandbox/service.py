@@ -77,7 +77,11 @@ class Service:
 
 
 def _may(link: socket.socket) -> bool:
-    """Only root and the user whom the supervisor serves may ask (SO_PEERCRED, unix(7))."""
+    """Only the user whom the supervisor serves may ask (SO_PEERCRED, unix(7)).
+
+    That user is 0 here: root itself, or a user who is root in the supervisor's user namespace,
+    where the host's root is not mapped and may not ask.
+    """
     data = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     _, uid, _ = struct.unpack("3i", data)
     return uid in (0, os.geteuid())
@@ -181,7 +185,10 @@ class _Connection:
             self._reply(number, error=e)
         except OSError as e:
             what = f"{e.filename}: " if e.filename else ""
-            self._reply(number, error=SandboxError(f"{what}{e.strerror}"))
+            self._reply(number, error=SandboxError(f"{what}{e.strerror or e}"))
+        except Exception as e:
+            self._reply(number, error=SandboxError(f"a fault of the supervisor: {e!r}"))
+            raise  # to its log: nobody shall wait for an answer meanwhile
         finally:
             _close(fds)
 

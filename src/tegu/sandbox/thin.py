@@ -89,6 +89,8 @@ def _size(name: str, text: str) -> str:
         digits = digits[:-1]
     if not digits.replace(".", "", 1).isascii() or not digits.replace(".", "", 1).isdigit():
         raise _UsageError(f"{name}: {text!r} is not a size (write 64M, 1.5G or bytes)")
+    if len(digits) > 30:
+        raise _UsageError(f"{name}: a size of {len(digits)} digits is out of range")
     return str(int(float(digits) * (factor or 1)))
 
 
@@ -294,7 +296,7 @@ def main(args: list[str]) -> int:
         return 130  # our connection closes, and the supervisor kills the box
     except OSError as e:
         what = f"{e.filename}: " if e.filename else ""
-        sys.stderr.write(f"tegu: run: {what}{e.strerror}\n")
+        sys.stderr.write(f"tegu: run: {what}{e.strerror or e}\n")
         return 20
     except Exception as e:  # a TeguError, whose module is not loaded in the usual case
         message = getattr(e, "message", None)

@@ -182,6 +182,15 @@ def test_a_box_has_only_loopback(box: Sandbox) -> None:
     assert box.run(["python3", "-c", script]).text == "up\n"
 
 
+def test_a_file_that_claims_to_be_huge_is_not_read(box: Sandbox) -> None:
+    box.run("truncate -s 1T /tmp/huge; printf abcd > /tmp/four").check()
+    with pytest.raises(SandboxError, match="/tmp/huge: more than 268435456 bytes"):
+        box.files.read("/tmp/huge")
+    with pytest.raises(SandboxError, match="more than 3 bytes"):
+        box.files.read("/tmp/four", max_bytes=3)
+    assert box.files.read("/tmp/four", max_bytes=4) == b"abcd"
+
+
 def test_names_that_are_not_utf_8(box: Sandbox) -> None:
     box.run(["python3", "-c", r"open(b'/tmp/\xff\n', 'w').write('found')"]).check()
     (entry,) = box.files.list("/tmp")

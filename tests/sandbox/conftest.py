@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,23 @@ def descendants(pid: int) -> set[int]:
         below = children(queue.pop())
         found.update(below)
         queue += below
+    return found
+
+
+def marked_sleep() -> list[str]:
+    """Return a command that sleeps for long, and that no other test, worker or session runs."""
+    return ["sleep", f"{4000 + secrets.randbelow(1000)}.{secrets.randbits(60)}"]
+
+
+def pids_of(argv: list[str]) -> list[int]:
+    """Return the pids of all processes of this machine that run exactly this command."""
+    wanted = [a.encode() for a in argv]
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if (entry / "cmdline").read_bytes().split(b"\0")[:-1] == wanted:
+                    found.append(int(entry.name))
     return found
 
 

@@ -9,14 +9,17 @@ import ctypes
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.sandbox.conftest import Served, descendants, until
+from tests.sandbox.conftest import Served, descendants, marked_sleep, pids_of, until
 
 from tegu.errors import SandboxError
-from tegu.sandbox import Sandbox, run
-from tegu.sandbox.client import Result, box_spec
+from tegu.sandbox import Sandbox, run, wire, wireless
+from tegu.sandbox.client import Result, box_spec, supervisor
+from tegu.sandbox.launch import connect
+from tegu.sandbox.spec import BoxSpec, RunSpec
 
 # Numbers of asm/unistd_64.h and asm-generic/unistd.h; those from 424 on are common.
 _MACHINE = os.uname().machine
@@ -166,24 +169,14 @@ for program in ("/tmp/suid", "/tmp/caps", "/bin/grep"):
 def test_root_in_a_box_is_nobody_on_the_host(served: Served, box: Sandbox) -> None:
     if os.geteuid() != 0:
         pytest.skip("the supervisor runs as this user, which is then root in the box")
-    box.start("sleep 1009")
-    assert until(lambda: bool(_pids_of("sleep", "1009")))
-    for pid in _pids_of("sleep", "1009"):
+    sleep = marked_sleep()
+    process = box.start(sleep)  # held: a program whose `Process` is dropped is killed
+    assert until(lambda: bool(pids_of(sleep)))
+    for pid in pids_of(sleep):
         uid = int(Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split()[0])
         assert uid >= 0x6F00_0000
-
-
-def _pids_of(*argv: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")[:-1]
-            except OSError:
-                continue
-            if words == [a.encode() for a in argv]:
-                found.append(int(entry.name))
-    return found
+    process.kill()
+    process.wait()
 
 
 def test_nothing_of_the_host_is_in_view(box: Sandbox) -> None:
@@ -346,6 +339,22 @@ for fd in range(3, 1024):
             assert set(seen.split()) - {"tmp"} <= inside  # a first process holds its own "/"
 
 
+@pytest.mark.parametrize("flags", [os.O_DIRECTORY, os.O_DIRECTORY | os.O_PATH, os.O_PATH])
+def test_a_directory_cannot_be_handed_in(path: Path, flags: int, tmp_path: Path) -> None:
+    target = tmp_path if flags & os.O_DIRECTORY else Path(os.devnull)
+    fd, null = os.open(target, flags), os.open(os.devnull, os.O_RDWR)
+    request = {"op": "once", "n": 1, "run": {"argv": ["ls", "/proc/self/fd/0/"]}}
+    try:
+        with connect(path) as link:
+            wire.send(link, request, [fd, null, null])
+            answer, _ = wire.receive(link)
+    finally:
+        os.close(fd)
+        os.close(null)
+    assert answer is not None
+    assert "a directory is no stream" in answer["error"]["message"]
+
+
 def test_signals_do_not_reach_the_host(box: Sandbox) -> None:
     victim = os.fork()
     if victim == 0:
@@ -400,10 +409,6 @@ libc = ctypes.CDLL(None, use_errno=True)
 print(libc.syscall(NUMBER, 0, ctypes.c_ulong(0x700005412), b"x"), ctypes.get_errno())
 """.replace("NUMBER", "16" if _X86 else "29")
     # The terminal itself is handed over as stdin, as `tegu run` does.
-    from tegu.sandbox import wire
-    from tegu.sandbox.launch import connect
-    from tegu.sandbox.spec import BoxSpec, RunSpec
-
     out_r, out_w = os.pipe()
     link = connect(path)
     run_spec = RunSpec(["python3", "-c", script])
@@ -488,12 +493,47 @@ except OSError as e:
     assert run(["echo", "alive"]).text == "alive\n"
 
 
+def test_a_fork_bomb_of_many_users_stays_in_its_box(path: Path) -> None:
+    """RLIMIT_NPROC counts for each user id, and root in a box may take others."""
+    bomb = """
+import os, time
+reader, writer = os.pipe()
+for uid in range(8):
+    try:
+        pid = os.fork()
+    except OSError:
+        break
+    if pid == 0:
+        os.setuid(uid)
+        try:
+            while True:
+                if os.fork() == 0:
+                    os.write(writer, b"x")
+                    time.sleep(1000)
+        except OSError:
+            os.write(writer, b"end" )
+            time.sleep(1000)
+    said = b""
+    while b"end" not in said:
+        said += os.read(reader, 100)
+print(sum(d.isdigit() for d in os.listdir("/proc")))
+"""
+    counted = next(f for f in supervisor("doctor") if f["name"] == "pids")
+    for spec in (box_spec(pids=20), box_spec(pids=20, init=False)):
+        count = int(run(["python3", "-c", bomb], box=spec).text)
+        if "cgroup" in counted["detail"]:
+            assert 15 < count <= 20
+        else:
+            assert "each user id" in counted["detail"]
+            assert 20 < count <= 8 * 20
+
+
 def test_a_neighbour_is_not_counted_in(path: Path) -> None:
     """Processes are counted for each box, although boxes share their ids on the host."""
     with Sandbox.create(pids=20) as one, Sandbox.create(pids=20) as other:
-        full = "for i in $(seq 100); do sleep 1010 & done; wait"
-        process = one.start(full)
-        assert until(lambda: len(_pids_of("sleep", "1010")) >= 15)
+        sleep = marked_sleep()
+        process = one.start(f"for i in $(seq 100); do {' '.join(sleep)} & done; wait")
+        assert until(lambda: len(pids_of(sleep)) >= 15)
         assert other.run("true & true & wait; echo fine").text == "fine\n"
         process.kill()
 
@@ -532,6 +572,17 @@ def test_a_message_of_many_descriptors_does_not_harm_the_supervisor(path: Path) 
     assert run(["true"]).exit_code == 0
 
 
+@pytest.mark.parametrize("receive", [wire.receive, wireless.receive])
+def test_an_empty_message_leaves_no_descriptor(receive: Callable[..., object]) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reader, writer = os.pipe()
+    with ours, theirs, os.fdopen(reader, "rb") as pipe:
+        socket.send_fds(theirs, [b""], [writer])
+        os.close(writer)
+        receive(ours)
+        assert pipe.read() == b""  # the end: nobody holds the writer
+
+
 def test_the_first_process_cannot_be_killed_from_within(box: Sandbox) -> None:
     box.run("kill -9 1; kill -TERM 1; kill -STOP 1; kill -INT 1")
     assert box.run("echo still").text == "still\n"
@@ -553,8 +604,9 @@ def test_shared_memory_is_a_boxs_own(path: Path, box: Sandbox) -> None:
 
 
 def test_the_supervisor_has_no_stray_children(served: Served, box: Sandbox) -> None:
-    box.run("(setsid sleep 1011 &)")
-    assert until(lambda: bool(_pids_of("sleep", "1011")))
-    assert set(_pids_of("sleep", "1011")) <= descendants(served.keeper.pid)
+    sleep = marked_sleep()
+    box.run(f"(setsid {' '.join(sleep)} &)")
+    assert until(lambda: bool(pids_of(sleep)))
+    assert set(pids_of(sleep)) <= descendants(served.keeper.pid)
     box.kill()
-    assert until(lambda: not _pids_of("sleep", "1011"))
+    assert until(lambda: not pids_of(sleep))

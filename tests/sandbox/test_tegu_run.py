@@ -48,6 +48,7 @@ def test_streams_and_codes(path: Path) -> None:
         ((), 2, "there is no command"),
         (("--nonsense", "true"), 2, "there is no option --nonsense"),
         (("--memory", "lots", "true"), 2, "--memory: 'lots' is not a size"),
+        (("--memory", "9" * 400, "true"), 2, "--memory: a size of 400 digits is out of range"),
         (("--memory",), 2, "--memory needs a value"),
         (("--pids", "x", "true"), 2, "--pids: 'x' is not a number"),
         (("--timeout", "nan", "true"), 2, "--timeout: 'nan' is not a number"),
@@ -104,6 +105,33 @@ def test_closed_streams(path: Path) -> None:
     assert done.returncode == 0
 
 
+def test_a_file_as_input_cannot_be_written_to(path: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.write_bytes(b"of the host\n" * 100_000)
+    source.chmod(0o666)
+    before = source.read_bytes()
+    script = "cat; python3 -c 'import os; os.fchmod(0, 0)'; : > /proc/self/fd/0; echo x >&0"
+    with source.open("rb") as f:
+        done = subprocess.run(
+            [sys.executable, "-S", "-I", str(THIN), "sh", "-c", script],
+            stdin=f, capture_output=True, timeout=120,
+        )  # fmt: skip
+    assert done.stdout == before
+    assert source.read_bytes() == before
+    assert source.stat().st_mode & 0o777 == 0o666
+
+
+def test_what_is_not_read_of_a_file_is_left_for_the_next(path: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.write_bytes(b"one\ntwo\n" + b"x" * 200_000)
+    thin_run = f"'{sys.executable}' -S -I '{THIN}'"
+    done = subprocess.run(
+        ["sh", "-c", f"{thin_run} true; {thin_run} sh -c 'read a; echo $a'; wc -c"],
+        stdin=source.open("rb"), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.split() == ["one", "200004"]
+
+
 def test_through_the_front_door(path: Path) -> None:
     assert tegu("run", "--", "echo", "hi").stdout == "hi\n"
     assert tegu("run", "sh", "-c", "exit 9").returncode == 9
@@ -141,6 +169,16 @@ def test_without_a_supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     done = tegu("sandbox", "list")
     assert done.returncode == 20
     assert "no supervisor serves" in done.stderr
+
+
+@pytest.mark.parametrize("where", ["/tmp/" + "x" * 200 + "/s", "/proc/no/such/s"])
+def test_a_socket_that_cannot_be(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setenv("TEGU_SANDBOX_SOCKET", where)
+    done = tegu_run("true")
+    assert done.returncode == 20
+    assert "Traceback" not in done.stderr
+    assert "None" not in done.stderr
+    assert "too long" in done.stderr or "cannot serve at" in done.stderr
 
 
 @given(st.text(max_size=40))

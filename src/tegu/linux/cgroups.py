@@ -91,13 +91,15 @@ class Group:
                         return value.strip() != "0"
         return False
 
-    def remove(self) -> None:
-        """Remove the group, whose processes have ended (they may take a moment to go)."""
+    def remove(self) -> bool:
+        """Remove the group; false while processes that were killed are still on their way out."""
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
-        for directory in set(self.directories.values()):
-            _remove(directory)
+        for controller, directory in list(self.directories.items()):
+            if _try_remove(directory):
+                del self.directories[controller]
+        return not self.directories
 
 
 @dataclass
@@ -143,10 +145,17 @@ class Groups:
         return found
 
     def _make(self, directory: Path) -> None:
-        directory.mkdir()
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(fd, fcntl.LOCK_EX)  # says that its owner lives: see `sweep`
-        self.lock.append(fd)
+        while True:
+            directory.mkdir(exist_ok=True)
+            try:
+                fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # another one's `sweep` was faster than our lock
+            fcntl.flock(fd, fcntl.LOCK_EX)  # says that its owner lives: see `sweep`
+            if directory.is_dir() and directory.stat().st_ino == os.fstat(fd).st_ino:
+                self.lock.append(fd)
+                return
+            os.close(fd)
 
     def _try_second(self, own: Path, name: str) -> None:
         try:
@@ -327,17 +336,19 @@ def _remove_tree(base: Path) -> None:
 
 def _remove(directory: Path) -> None:
     """rmdir(2), patient with processes that are still on their way out."""
-    for attempt in range(50):
-        try:
-            directory.rmdir()
-        except FileNotFoundError:
+    for attempt in range(500):
+        if _try_remove(directory):
             return
-        except OSError as e:
-            if e.errno != errno.EBUSY:
-                return
-            time.sleep(0.001 * min(attempt, 10))
-        else:
-            return
+        time.sleep(0.001 * min(attempt, 10))
+
+
+def _try_remove(directory: Path) -> bool:
+    """rmdir(2); false while there are processes in it."""
+    try:
+        directory.rmdir()
+    except OSError as e:
+        return e.errno != errno.EBUSY
+    return True
 
 
 def _write(path: Path, text: str) -> None:

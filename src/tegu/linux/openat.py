@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 from tegu.linux import libc
 
@@ -25,9 +26,10 @@ class _OpenHow(ctypes.Structure):
 def open_in_root(root: int, path: str, flags: int, mode: int = 0) -> int:
     """Open `path` with the directory `root` as its "/": neither "..", nor links lead out of it.
 
-    Links under /proc/PID/fd and the like are refused (RESOLVE_NO_MAGICLINKS). Raises OSError.
+    Links under /proc/PID/fd and the like are refused (RESOLVE_NO_MAGICLINKS). A name that is no
+    UTF-8 comes as os.fsdecode gives it. Raises OSError.
     """
     how = _OpenHow(flags | _O_CLOEXEC, mode, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     return libc.syscall(
-        "openat2", root, path.encode(), ctypes.byref(how), ctypes.sizeof(how), what=path
+        "openat2", root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how), what=path
     )

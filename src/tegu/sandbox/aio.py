@@ -13,12 +13,14 @@ from typing import Any
 from tegu.errors import SandboxError
 from tegu.sandbox import wire
 from tegu.sandbox.client import (
+    MAX_READ,
     Command,
     Entry,
     Result,
     as_result,
     box_spec,
     entries,
+    read_file,
     run_spec,
     secret_files,
 )
@@ -182,10 +184,9 @@ class AsyncFiles:
             raise SandboxError(f"{path}: not a regular file")
         return fds[0]
 
-    async def read(self, path: str) -> bytes:
-        """Return a regular file's content."""
-        with os.fdopen(await self._open(path, os.O_RDONLY), "rb") as f:
-            return f.read()
+    async def read(self, path: str, *, max_bytes: int = MAX_READ) -> bytes:
+        """Return a regular file's content; SandboxError when it is more than `max_bytes`."""
+        return read_file(await self._open(path, os.O_RDONLY), path, max_bytes)
 
     async def write(self, path: str, data: bytes | str) -> None:
         """Write a file, made or replaced."""

@@ -311,6 +311,11 @@ class Box:
     def _starved(self) -> bool:
         return self.group is not None and self.group.out_of_memory()
 
+    def _let_go(self, group: Group, attempt: int = 0) -> None:
+        """Remove a group without waiting for what was killed; the supervisor's end has the rest."""
+        if not group.remove() and attempt < 20:
+            self._loop.call_later(0.001 * 2 ** min(attempt, 10), self._let_go, group, attempt + 1)
+
     def _process_ended(self) -> None:
         self._loop.remove_reader(self._pidfd)
         pid, status, usage = os.wait4(self.pid, 0)
@@ -358,7 +363,7 @@ class Box:
             else:
                 pending.finish(self.error or SandboxError(f"box {self.name} has ended"))
         if self.group is not None:
-            self.group.remove()
+            self._let_go(self.group)
             self.group = None
         self._ended(self)
         dead, self._when_dead = self._when_dead, []

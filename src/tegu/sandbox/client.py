@@ -243,6 +243,10 @@ def supervisor(op: str, *, path: Path | None = None, start: bool = False, **fiel
         talk.close()
 
 
+MAX_READ = 256 * 2**20
+"""Bytes that a read of a box's file returns at most unless told otherwise."""
+
+
 class Files:
     """Files of a box. Paths are absolute and are followed as the box sees them, by the box.
 
@@ -265,10 +269,9 @@ class Files:
             raise SandboxError(f"{path}: not a regular file")
         return fds[0]
 
-    def read(self, path: str) -> bytes:
-        """Return a regular file's content."""
-        with os.fdopen(self._open(path, os.O_RDONLY), "rb") as f:
-            return f.read()
+    def read(self, path: str, *, max_bytes: int = MAX_READ) -> bytes:
+        """Return a regular file's content; SandboxError when it is more than `max_bytes`."""
+        return read_file(self._open(path, os.O_RDONLY), path, max_bytes)
 
     def write(self, path: str, data: bytes | str) -> None:
         """Write a file, made if it is not there (its directory must be), replaced if it is."""
@@ -294,6 +297,18 @@ class Files:
     def remove(self, path: str) -> None:
         """Remove a file, a link or an empty directory."""
         self._talk.ask("remove", box=self._name, path=path)
+
+
+def read_file(fd: int, path: str, most: int) -> bytes:
+    """Return what is in an open file of a box, and close it; a sparse one may claim any size."""
+    try:
+        with os.fdopen(fd, "rb") as f:
+            data = f.read(most + 1) if os.fstat(fd).st_size <= most else None
+    except OSError as e:
+        raise SandboxError(f"{path}: {e.strerror}") from e
+    if data is None or len(data) > most:
+        raise SandboxError(f"{path}: more than {most} bytes", hint="say max_bytes to read more")
+    return data
 
 
 def entries(directory: int) -> list[Entry]:

@@ -91,10 +91,10 @@ def limits(groups: Groups) -> list[Finding]:
         why = "" if provider else groups.why.get(controller, "no cgroups")
         slow = "; costs a start some milliseconds" if provider == "cgroup v1" else ""
         found.append(Finding(name, "limit", bool(provider), why, provider + slow))
-    rlimit = "rlimit, counted for each box's user namespace"
-    second = groups.provider("pids") == "cgroup v2"
+    rlimit = "rlimit, counted for each user id of the box: its root may take many"
+    pids = groups.provider("pids")
     found += [
-        Finding("pids", "limit", True, "", f"cgroup v2 and {rlimit}" if second else rlimit),
+        Finding("pids", "limit", True, "", f"{pids} for the whole box" if pids else rlimit),
         Finding("files", "limit", True, "", "rlimit, for each process"),
         Finding("disk", "limit", True, "", "size of the tmpfs that holds what a box writes"),
         Finding("timeout", "limit", True, "", "the supervisor kills the box's pid namespace"),

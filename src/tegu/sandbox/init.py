@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # what signal wraps, without enum
 import _socket
+import errno
 import fcntl
 import marshal
 import os
@@ -20,7 +21,8 @@ from tegu.sandbox import wireless
 __all__ = ["rehearse", "serve"]
 
 _RESET = (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGHUP)
-_HIGH = 128
+_HIGH = 64
+"""Above all that a program is given, and within the lowest limit on descriptors."""
 
 
 class _Box:
@@ -106,6 +108,8 @@ def _obey(box: _Box, order: dict[str, Any], fds: list[int]) -> None:
             wireless.tell(box.link, "done", number)
     except OSError as e:
         wireless.tell(box.link, "failed", number, str(e.errno or 0), e.strerror or str(e))
+    except ValueError as e:  # such as a name that no encoding can hold: not the end of a box
+        wireless.tell(box.link, "failed", number, str(errno.EINVAL), str(e))
     finally:
         for fd in (*fds, *opened):
             os.close(fd)

@@ -22,7 +22,8 @@ __all__ = ["CONTROL", "World", "become", "start"]
 
 CONTROL = 60
 _RULES = 61
-_HIGH = 128
+_HIGH = 64
+"""Above all that a program is given, and within the lowest limit on descriptors."""
 _NOSUID_NODEV = libc.MS_NOSUID | libc.MS_NODEV
 _DIRECTORIES = (("dev", 0o755), ("proc", 0o555), ("run", 0o755), ("sys", 0o555), ("tmp", 0o1777))
 

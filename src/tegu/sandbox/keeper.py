@@ -47,8 +47,15 @@ def keep(path: Path, *, warm: int, idle_exit: float | None, ready: int | None = 
 
 
 def _lock(path: Path) -> int:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise SandboxError(
+            f"cannot serve at {path}: {e.filename}: {e.strerror}",
+            hint="TEGU_SANDBOX_SOCKET names another place",
+        ) from e
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -66,7 +73,7 @@ def _listen(path: Path) -> socket.socket:
         listener.bind(str(path))
     except OSError as e:
         listener.close()
-        raise SandboxError(f"cannot listen on {path}: {e.strerror}") from e
+        raise SandboxError(f"cannot listen on {path}: {e.strerror or e}") from e
     finally:
         os.umask(before)
     listener.listen(512)

@@ -52,7 +52,7 @@ def connect(path: Path | None = None, *, start: bool = True) -> socket.socket:
                 tried = True
         except OSError as e:
             link.close()
-            raise SandboxError(f"{where}: {e.strerror}") from e
+            raise SandboxError(f"{where}: {e.strerror or e}") from e
         else:
             return link
 

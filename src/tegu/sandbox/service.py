@@ -7,8 +7,10 @@ any order. What a connection made ends with it, unless the box was made to be ke
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Awaitable, Callable
@@ -75,7 +77,11 @@ class Service:
 
 
 def _may(link: socket.socket) -> bool:
-    """Only root and the user whom the supervisor serves may ask (SO_PEERCRED, unix(7))."""
+    """Only the user whom the supervisor serves may ask (SO_PEERCRED, unix(7)).
+
+    That user is 0 here: root itself, or a user who is root in the supervisor's user namespace,
+    where the host's root is not mapped and may not ask.
+    """
     data = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     _, uid, _ = struct.unpack("3i", data)
     return uid in (0, os.geteuid())
@@ -179,7 +185,10 @@ class _Connection:
             self._reply(number, error=e)
         except OSError as e:
             what = f"{e.filename}: " if e.filename else ""
-            self._reply(number, error=SandboxError(f"{what}{e.strerror}"))
+            self._reply(number, error=SandboxError(f"{what}{e.strerror or e}"))
+        except Exception as e:
+            self._reply(number, error=SandboxError(f"a fault of the supervisor: {e!r}"))
+            raise  # to its log: nobody shall wait for an answer meanwhile
         finally:
             _close(fds)
 
@@ -193,19 +202,13 @@ class _Connection:
         self._supervisor.check(spec)
         if self._supervisor.zygote_now(spec.template) is None:
             return self._once_later(n, spec, run, fds)
-        if self._start(n, spec, run, fds):
-            return None
-        return self._once_later(n, spec, run, fds)
-
-    def _start(self, n: int, spec: BoxSpec, run: RunSpec, fds: list[int]) -> bool:
-        """Start at once; returns False when the box's process must be waited for."""
-        if spec.limits.memory is not None or spec.limits.cpus is not None:
-            return False
         box = self._supervisor.take(spec)
         box.owner = self
+        if self._unborn(box, spec):
+            return self._once_born(n, box, spec, run, fds)
         box.spec = spec
         self._become(n, box, run, fds)
-        return True
+        return None
 
     def _become(self, n: int, box: Box, run: RunSpec, fds: list[int]) -> None:
         pending = Pending(lambda answer: self._ended(n, answer))
@@ -219,8 +222,14 @@ class _Connection:
             raise
 
     async def _once_later(self, n: int, spec: BoxSpec, run: RunSpec, fds: list[int]) -> None:
-        await self._supervisor.zygote(spec.template)
         box = await self._new(spec)
+        box.spec = spec
+        self._become(n, box, run, fds)
+
+    async def _once_born(
+        self, n: int, box: Box, spec: BoxSpec, run: RunSpec, fds: list[int]
+    ) -> None:
+        await self._born(box, spec)
         box.spec = spec
         self._become(n, box, run, fds)
 
@@ -229,20 +238,33 @@ class _Connection:
         await self._supervisor.zygote(spec.template)
         box = self._supervisor.take(spec)
         box.owner = self
-        if self._supervisor.limit(box, spec):
-            born = asyncio.Event()
-            box.when_born(born.set)
-            await born.wait()
-            if box.state == "dead":
-                raise box.error or SandboxError("the box did not start")
-            try:
-                self._supervisor.limit(box, spec)
-            except BaseException:
-                box.kill()
-                raise
+        if self._unborn(box, spec):
+            await self._born(box, spec)
         if not self._open:
             box.kill()
         return box
+
+    def _unborn(self, box: Box, spec: BoxSpec) -> bool:
+        """Put a box under its limits; true when it has no process yet that could be."""
+        try:
+            return self._supervisor.limit(box, spec)
+        except OSError as e:
+            box.kill()
+            raise SandboxError(f"box {box.name}: its limits: {e.strerror or e}") from e
+        except BaseException:
+            box.kill()
+            raise
+
+    async def _born(self, box: Box, spec: BoxSpec) -> None:
+        """Wait for a box's process, and put it under its limits."""
+        born = asyncio.Event()
+        box.when_born(born.set)
+        await born.wait()
+        if box.state == "dead":
+            raise box.error or SandboxError("the box did not start")
+        self._unborn(box, spec)
+        if not self._open:
+            box.kill()
 
     def _ended(self, n: int, answer: Answer) -> None:
         if isinstance(answer, SandboxError):
@@ -404,13 +426,21 @@ _OPS: dict[str, Callable[[_Connection, int, dict[str, Any], list[int]], Awaitabl
 def _path(message: dict[str, Any]) -> str:
     path = message.get("path")
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path or len(path) > 4095:
-        raise UsageError(f"path: {path!r} is not an absolute path")
+        raise UsageError(f"path: {path!a} is not an absolute path")
+    try:
+        path.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise UsageError(f"path: {path!a} holds what is no character") from None
     return path
 
 
 def _want_descriptors(fds: list[int]) -> None:
     if len(fds) < 3:
         raise UsageError("a run needs descriptors for stdin, stdout and stderr")
+    for fd in fds:
+        path_only = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+        if path_only or stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise UsageError("a directory is no stream: a box could walk the host from there")
 
 
 def _close(fds: list[int]) -> None:

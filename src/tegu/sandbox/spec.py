@@ -18,7 +18,7 @@ BASE_ENVIRONMENT = {
     "LANG": "C.UTF-8",
 }
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_BYTES = 96 * 1024
@@ -47,17 +47,17 @@ class Limits:
     cpus: float | None = None
     """Processors, as in 0.5."""
     pids: int = 512
-    """Processes and threads."""
+    """Processes and threads, the box's first process among them."""
     files: int = 1024
-    """Open descriptors of one process."""
+    """Open descriptors of one process: at least 128, which streams and secrets may take."""
     disk: int = 256 * 2**20
     """Bytes of all that is written in the box; kept in memory until the box ends."""
 
     def __post_init__(self) -> None:
         _range("memory", self.memory, 4 * 2**20, 2**50)
         _range("cpus", self.cpus, 0.01, 4096)
-        _range("pids", self.pids, 1, 2**22)
-        _range("files", self.files, 16, 2**20)
+        _range("pids", self.pids, 2, 2**22)
+        _range("files", self.files, 128, 2**20)
         _range("disk", self.disk, 2**16, 2**50)
 
 
@@ -191,4 +191,8 @@ def _text(what: str, value: object) -> str:
         raise UsageError(f"{what}: {value!r} is not text")
     if "\0" in value:
         raise UsageError(f"{what}: a NUL character cannot be passed on")
+    try:
+        value.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise UsageError(f"{what}: {value!a} holds what is no character") from None
     return value

@@ -125,7 +125,20 @@ class Supervisor:
             reason = e.message if isinstance(e, TeguError) else str(e)
             box.stillborn(reason)
             raise
+        if self.groups.provider("pids") == "cgroup v1":
+            box.when_born(lambda: self._count(box, limits.pids))
         return box
+
+    def _count(self, box: Box, pids: int) -> None:
+        """Put a new box into a version 1 group that bounds its processes, whoever they run as."""
+        if box.state == "dead":
+            return
+        try:
+            box.group = self.groups.create(box.name, memory=None, cpus=None, pids=pids)
+            box.group.attach(box.pid)
+        except (OSError, TeguError) as e:
+            box.error = box.error or SandboxError(f"box {box.name}: a limit on pids: {e}")
+            box.kill()
 
     def take(self, spec: BoxSpec) -> Box:
         """Return a new box: a ready one if there is, else one that is being cloned."""
@@ -144,15 +157,23 @@ class Supervisor:
     def limit(self, box: Box, spec: BoxSpec) -> bool:
         """Put a box under the limits of version 1 groups, if any are asked for and v2 has not.
 
-        Returns whether the box's process must be there first (call again then).
+        Returns whether the box's process must be there first (call again then): nothing may run in
+        it before it is counted. Raises OSError or UnsupportedError.
         """
         limits = spec.limits
-        if box.group is not None or (limits.memory is None and limits.cpus is None):
+        more = limits.memory is not None or limits.cpus is not None
+        pids = self.groups.provider("pids")
+        if pids == "cgroup v2" or not (more or pids):
             return False
         if not box.pid:
             return True
-        box.group = self.groups.create(box.name, memory=limits.memory, cpus=limits.cpus, pids=None)
-        box.group.attach(box.pid)
+        if more:
+            group = self.groups.create(box.name, memory=limits.memory, cpus=limits.cpus, pids=None)
+            if box.group is None:
+                box.group = group
+            else:
+                box.group.directories.update(group.directories)
+            group.attach(box.pid)
         return False
 
     def _pool(self, spec: BoxSpec) -> Pool | None:
@@ -224,7 +245,7 @@ class Supervisor:
 
 
 def _rlimits(limits: Limits) -> dict[str, tuple[int, int]]:
-    """Limits by setrlimit(2); processes are counted for each box's user namespace (Linux 5.14)."""
+    """Limits by setrlimit(2); processes are counted for each user id in a box (Linux 5.14)."""
     return {
         "RLIMIT_CORE": (0, 0),
         "RLIMIT_NOFILE": (limits.files, limits.files),

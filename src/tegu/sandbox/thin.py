@@ -89,6 +89,8 @@ def _size(name: str, text: str) -> str:
         digits = digits[:-1]
     if not digits.replace(".", "", 1).isascii() or not digits.replace(".", "", 1).isdigit():
         raise _UsageError(f"{name}: {text!r} is not a size (write 64M, 1.5G or bytes)")
+    if len(digits) > 30:
+        raise _UsageError(f"{name}: a size of {len(digits)} digits is out of range")
     return str(int(float(digits) * (factor or 1)))
 
 
@@ -206,13 +208,46 @@ def _streams() -> list[int]:
     return fds
 
 
+def _feed(link: _socket.socket, reader: int, writer: int) -> None:
+    """Pump our standard input into a pipe until there is an answer; put back what nobody read."""
+    import fcntl
+    import select
+    import termios
+
+    os.set_blocking(writer, False)
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
+    poll.register(writer, select.POLLOUT)
+    rest = b""
+    while link.fileno() not in [fd for fd, _ in poll.poll()]:
+        rest = rest or os.read(0, 65536)
+        if not rest:
+            poll.unregister(writer)
+            os.close(writer)
+            continue
+        try:
+            rest = rest[os.write(writer, rest) :]
+        except BlockingIOError:
+            continue
+    pending = fcntl.ioctl(reader, termios.FIONREAD, bytes(4))
+    unread = len(rest) + int.from_bytes(pending, sys.byteorder)
+    if unread:
+        os.lseek(0, -unread, os.SEEK_CUR)  # as if the program itself had read the file
+
+
 def _converse(args: list[str]) -> int:
     values, env, command, as_json = _parse(args)
     request = _request(values, env, command).encode()
     streams = _streams()  # first: a socket may otherwise become number 0
+    # S_ISREG or S_ISBLK: the box could open the file again through /proc/self/fd/0, for writing.
+    writer = -1
+    if os.fstat(streams[0]).st_mode & 0o170000 in (0o100000, 0o060000):
+        streams[0], writer = os.pipe()
     link = _connect()
     rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in streams)
     link.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+    if writer >= 0:
+        _feed(link, streams[0], writer)
     answer = link.recv(65536)
     if not answer:
         sys.stderr.write("tegu: the supervisor has ended, and the box with it\n")
@@ -261,7 +296,7 @@ def main(args: list[str]) -> int:
         return 130  # our connection closes, and the supervisor kills the box
     except OSError as e:
         what = f"{e.filename}: " if e.filename else ""
-        sys.stderr.write(f"tegu: run: {what}{e.strerror}\n")
+        sys.stderr.write(f"tegu: run: {what}{e.strerror or e}\n")
         return 20
     except Exception as e:  # a TeguError, whose module is not loaded in the usual case
         message = getattr(e, "message", None)

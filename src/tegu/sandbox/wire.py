@@ -59,7 +59,9 @@ def receive(link: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     )
     fds = descriptors(ancillary)
     if not data:
-        return None, fds
+        for fd in fds:  # an empty message may bring some along
+            os.close(fd)
+        return None, []
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ValueError("cut short")

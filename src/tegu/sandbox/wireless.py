@@ -8,6 +8,7 @@ along as SCM_RIGHTS (unix(7)).
 from __future__ import annotations
 
 import _socket
+import os
 import sys
 from collections.abc import Sequence
 
@@ -38,7 +39,12 @@ def receive(link: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     data, ancillary, _, _ = link.recvmsg(
         MAX_MESSAGE, _socket.CMSG_SPACE(MAX_FDS * _INT), flags | _MSG_CMSG_CLOEXEC
     )
-    return data, descriptors(ancillary)
+    fds = descriptors(ancillary)
+    if not data:
+        for fd in fds:  # an empty message may bring some along
+            os.close(fd)
+        fds = []
+    return data, fds
 
 
 def descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:

@@ -19,12 +19,11 @@ from tegu.lab.directory import remove_directory, short_directory
 from tegu.lab.disk import Disk, inspect
 from tegu.lab.furnish import furnish, home_for
 from tegu.lab.kvm import check_kvm, remember_broken
-from tegu.lab.machine import Command, Result
 from tegu.lab.options import QemuOptions
 from tegu.lab.qmp import execute, forwarded_port, machine_status
 from tegu.lab.registry import MachineRecord, Registry
 from tegu.lab.serial import last_line, read_log
-from tegu.lab.ssh import Ssh, reboot
+from tegu.lab.ssh import OverSsh, Ssh, reboot
 
 __all__ = ["QemuMachine"]
 
@@ -34,7 +33,7 @@ _START: Final = 30.0  # seconds for QEMU to open its monitor
 _PANIC: Final = re.compile(r"Kernel panic - not syncing.*|KVM internal error.*")
 
 
-class QemuMachine:
+class QemuMachine(OverSsh):
     """One QEMU machine, as described by its options.
 
     Start it as a context manager, and whatever happens its process, disk layer, seed and sockets
@@ -220,29 +219,6 @@ class QemuMachine:
     def _last(self) -> str:
         line = last_line(self.console())
         return f"last on the console: {line}" if line else "nothing on the console"
-
-    def wait_for_ssh(self, timeout: float = 300) -> float:
-        """Wait until commands can be run; MachineError names the console's last line."""
-        return self.ssh.wait(timeout)
-
-    def run(
-        self,
-        command: Command,
-        *,
-        root: bool = False,
-        timeout: float = 60,
-        stdin: str | None = None,
-    ) -> Result:
-        """Run `command` to its end; see Machine.run."""
-        return self.ssh.run(command, root=root, timeout=timeout, stdin=stdin)
-
-    def copy_in(self, source: Path, target: str, *, timeout: float = 300) -> None:
-        """Copy a file or directory of ours to `target` on the machine."""
-        self.ssh.copy(str(source), self.ssh.remote(target), timeout=timeout)
-
-    def copy_out(self, source: str, target: Path, *, timeout: float = 300) -> None:
-        """Copy `source` of the machine to a path of ours."""
-        self.ssh.copy(self.ssh.remote(source), str(target), timeout=timeout)
 
     def console(self) -> str:
         """Return the console's text so far, without escape sequences."""

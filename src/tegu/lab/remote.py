@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tegu.errors import MachineError, UnsupportedError, UsageError
 from tegu.lab.directory import remove_directory, short_directory
-from tegu.lab.machine import Command, Result
-from tegu.lab.ssh import Address, Ssh, reboot
+from tegu.lab.ssh import Address, OverSsh, Ssh, reboot
 
 __all__ = ["SshMachine"]
 
@@ -21,14 +19,14 @@ _TARGET = re.compile(
 )
 
 
-class SshMachine:
+class SshMachine(OverSsh):
     """A host reached with the user's own ssh configuration, keys and known hosts."""
 
     def __init__(self, address: Address, *, name: str | None = None) -> None:
         self.address = address
         self._name = name or str(address)
         self._directory = short_directory()
-        self.ssh = Ssh(self._name, address, self._directory)
+        self._ssh = Ssh(self._name, address, self._directory)
 
     @classmethod
     def parse(cls, target: str) -> SshMachine:
@@ -38,6 +36,11 @@ class SshMachine:
             raise UsageError(f"not an SSH address: {target!r}", hint="ssh://[USER@]HOST[:PORT]")
         user, host, port = match.groups()
         return cls(Address(host.strip("[]"), int(port) if port else None, user))
+
+    @property
+    def ssh(self) -> Ssh:
+        """The way in."""
+        return self._ssh
 
     @property
     def name(self) -> str:
@@ -52,29 +55,6 @@ class SshMachine:
     def start(self) -> None:
         """Look that a command can be run within a minute."""
         self.wait_for_ssh(60)
-
-    def wait_for_ssh(self, timeout: float = 300) -> float:
-        """Wait until commands can be run; return the seconds."""
-        return self.ssh.wait(timeout)
-
-    def run(
-        self,
-        command: Command,
-        *,
-        root: bool = False,
-        timeout: float = 60,
-        stdin: str | None = None,
-    ) -> Result:
-        """Run `command` to its end; see Machine.run."""
-        return self.ssh.run(command, root=root, timeout=timeout, stdin=stdin)
-
-    def copy_in(self, source: Path, target: str, *, timeout: float = 300) -> None:
-        """Copy a file or directory of ours to `target` on the machine."""
-        self.ssh.copy(str(source), self.ssh.remote(target), timeout=timeout)
-
-    def copy_out(self, source: str, target: Path, *, timeout: float = 300) -> None:
-        """Copy `source` of the machine to a path of ours."""
-        self.ssh.copy(self.ssh.remote(source), str(target), timeout=timeout)
 
     def console(self) -> str:
         """Always empty: SSH shows no console."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tegu.lab.knock import knock
 from tegu.lab.machine import Command, Result, shell_words
 from tegu.process import CommandError, require, run
 
-__all__ = ["Address", "Ssh", "make_key", "reboot"]
+__all__ = ["Address", "OverSsh", "Ssh", "make_key", "reboot"]
 
 log = logging.getLogger(__name__)
 
@@ -283,3 +284,35 @@ def _quoted(path: Path) -> str:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
+
+
+class OverSsh(ABC):
+    """What machines that are reached by SSH have in common (see Machine)."""
+
+    @property
+    @abstractmethod
+    def ssh(self) -> Ssh:
+        """The way in."""
+
+    def wait_for_ssh(self, timeout: float = 300) -> float:
+        """Wait until commands can be run; return the seconds. MachineError says why not."""
+        return self.ssh.wait(timeout)
+
+    def run(
+        self,
+        command: Command,
+        *,
+        root: bool = False,
+        timeout: float = 60,
+        stdin: str | None = None,
+    ) -> Result:
+        """Run `command` to its end; see Machine.run."""
+        return self.ssh.run(command, root=root, timeout=timeout, stdin=stdin)
+
+    def copy_in(self, source: Path, target: str, *, timeout: float = 300) -> None:
+        """Copy a file or directory of ours to `target` on the machine."""
+        self.ssh.copy(str(source), self.ssh.remote(target), timeout=timeout)
+
+    def copy_out(self, source: str, target: Path, *, timeout: float = 300) -> None:
+        """Copy `source` of the machine to a path of ours."""
+        self.ssh.copy(self.ssh.remote(source), str(target), timeout=timeout)

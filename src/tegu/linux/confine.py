@@ -12,7 +12,6 @@ from tegu.linux import libc
 
 __all__ = [
     "CAPABILITIES",
-    "ambient_none",
     "keep_capabilities",
     "load_filter",
     "no_new_privileges",
@@ -22,8 +21,6 @@ __all__ = [
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
 _SECCOMP_SET_MODE_FILTER = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -60,11 +57,6 @@ def no_new_privileges() -> None:
 def undumpable() -> None:
     """Keep others of the same user out of this process: no ptrace, no /proc/PID/{mem,fd,exe}."""
     libc.prctl(_PR_SET_DUMPABLE, 0)
-
-
-def ambient_none() -> None:
-    """Clear the ambient capabilities."""
-    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
 
 
 def keep_capabilities(keep: Iterable[str], *, bounding: bool = True) -> None:

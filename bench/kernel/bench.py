@@ -85,7 +85,7 @@ def run(quick: bool) -> BenchResult:
         ],
         notes=[
             "Seconds of the guest's time (4 ns an instruction) to the first program of the real "
-            f"root; MiB of {MEMORY_MIB} that it cannot have (neither MemAvailable nor kept free by the "
+            f"root; MiB of {MEMORY_MIB} that it cannot have (neither available nor kept free for a "
             "processor); MiB of kernel and modules on a disk.",
             f"{history.commits} commits were read and indexed in {history.wall:.1f} s of the "
             f"host's time, searched in {history.search:.1f} s; scaled to 100,000.",

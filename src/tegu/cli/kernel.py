@@ -42,6 +42,9 @@ def build(
         typer.Option(help="PEM file with a private key and its certificate, to sign modules with."),
     ] = None,
     mirror: Mirror = None,
+    rpm: Annotated[
+        bool, typer.Option("--rpm", help="Write the same as .rpm, too (needs rpmbuild).")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use what the store has.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -52,23 +55,29 @@ def build(
     the same again costs nothing, and a change costs what ccache cannot answer.
     """
     from tegu.files import atomic_copy, writable_directory
-    from tegu.kernel import build_kernel, load_recipe
+    from tegu.kernel import build_kernel, load_recipe, rpm_packages
+    from tegu.packages.rpm_write import rpm_version
     from tegu.store import Store
 
     loaded = load_recipe(recipe)
+    if rpm:
+        rpm_version()  # whether it is here is known now, not after an hour
     if output is not None:
         writable_directory(output)  # known now, not after an hour
+    store = Store.default()
     with spinner() as say:
         built = build_kernel(
             loaded,
-            Store.default(),
+            store,
             jobs=jobs,
             sign_key=sign_key,
             offline=offline,
             mirrors=mirror or (),
             say=say,
         )
-    paths = list(built.packages)
+        paths = list(built.packages)
+        if rpm:
+            paths += rpm_packages(loaded, built, store, say=say)
     if output is not None:
         paths = [atomic_copy(p, output / p.name) for p in paths]
     if as_json:

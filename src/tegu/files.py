@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["atomic_file", "write_atomic"]
+__all__ = ["atomic_copy", "atomic_file", "writable_directory", "write_atomic"]
 
 
 @contextmanager
@@ -35,3 +36,17 @@ def write_atomic(path: Path, data: str | bytes, *, mode: int = 0o644) -> None:
     """Write `data` to `path`, whole or not at all."""
     with atomic_file(path, mode=mode) as f:
         f.write(data.encode() if isinstance(data, str) else data)
+
+
+def atomic_copy(source: Path, path: Path) -> Path:
+    """Copy the file `source` to `path`, whole or not at all; returns `path`."""
+    with source.open("rb") as data, atomic_file(path) as f:
+        shutil.copyfileobj(data, f, 1 << 20)
+    return path
+
+
+def writable_directory(path: Path) -> None:
+    """Make the directory `path` unless it is there; raises OSError when it cannot be written."""
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".probe.", dir=path):
+        pass

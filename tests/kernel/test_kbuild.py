@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tegu.cli.front import main
 from tegu.errors import BuildError, DefinitionError, UnsupportedError, UsageError
+from tegu.kernel import build as build_module
 from tegu.kernel import build_kernel, last_built, load_recipe
 from tegu.kernel import toolchain as tools
-from tegu.kernel.build import built_sources
+from tegu.kernel.build import KIND, _key, built_sources, compiled
 from tegu.kernel.kbuild import PLACE, Kbuild
 from tegu.kernel.package import write_packages
-from tegu.packages import open_deb
+from tegu.kernel.payload import Selftests
+from tegu.packages import SourcePackage, open_deb
 from tegu.packages.deb_write import DebEntry
 from tegu.store import Store
 
@@ -31,7 +39,8 @@ broken:
 
 @pytest.fixture
 def kbuild(tmp_path: Path) -> Kbuild:
-    probe = ["unshare", "--mount", "true"]
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    probe = ["unshare", *user, "--mount", "true"]
     if subprocess.run(probe, capture_output=True).returncode != 0:
         pytest.skip("this machine refuses mount namespaces")
     tree = tmp_path / "linux"
@@ -87,7 +96,10 @@ def test_packages(tmp_path: Path) -> None:
             out,
             image=image,
             headers=[DebEntry("/usr/src/linux-headers-6.12.107-tegu/Makefile", b"all:\n")],
-            selftests=[DebEntry("/usr/lib/linux-selftests/net/x.py", b"#!/bin/sh\n", mode=0o755)],
+            selftests=Selftests(
+                [DebEntry("/usr/lib/linux-selftests/net/x.py", b"#!/bin/sh\n", mode=0o755)],
+                ["libc6 (>= 2.34)", "libcap2"],
+            ),
             copyright_text=b"GPL-2\n",
             timestamp=1_788_000_000,
         )
@@ -108,6 +120,9 @@ def test_packages(tmp_path: Path) -> None:
         assert deb.fields["Package"] == "linux-image-6.12.107-tegu"
         assert deb.fields["Source"] == "linux (6.12.107-1)"
         scripts = {k: v for k, v in deb.control.items() if k in ("postinst", "prerm", "postrm")}
+    with open_deb(tmp_path / "one" / list(first)[3]) as deb:
+        assert deb.fields["Depends"].startswith("libc6 (>= 2.34), libcap2, ")
+        assert deb.fields["Depends"].endswith(", linux-image-6.12.107-tegu")
     assert "/etc/kernel/postinst.d" in scripts["postinst"]
     for text in scripts.values():
         subprocess.run(["sh", "-n"], input=text, text=True, check=True)
@@ -120,7 +135,7 @@ def test_the_postinst_runs_hooks_when_it_configures(tmp_path: Path) -> None:
         tmp_path,
         image=[],
         headers=[],
-        selftests=[],
+        selftests=Selftests([], []),
         copyright_text=b"",
         timestamp=0,
     )
@@ -139,20 +154,18 @@ def test_the_postinst_runs_hooks_when_it_configures(tmp_path: Path) -> None:
 
 def test_missing_tools_are_named_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"no-such-program": "no-such-package", "nor-this-one": "another"}
+    # Nothing but these two: what else this machine lacks is not the question.
     monkeypatch.setattr(tools, "PROGRAMS", wanted)
     monkeypatch.setattr(tools, "_HEADERS", {})
     with pytest.raises(UnsupportedError, match="no-such-program, nor-this-one") as caught:
         build_kernel(load_recipe(write(tmp_path)), Store(tmp_path / "store"))
-    assert str(caught.value.hint).startswith("apt-get install another no-such-package")
+    assert caught.value.hint == "apt-get install another no-such-package"
 
 
 @pytest.mark.parametrize("content", [b"nonsense", b"-----BEGIN CERTIFICATE-----\n"])
 def test_a_key_that_is_none(tmp_path: Path, content: bytes) -> None:
-    from tegu.kernel.build import _key
-    from tegu.packages import SourcePackage
-
     recipe = load_recipe(write(tmp_path))
-    package = SourcePackage("linux", "1", "", "", "", ())
+    package = SourcePackage("linux", "1", "", ())
     with pytest.raises(UsageError, match="cannot read the key"):
         _key(recipe, package, {}, tmp_path / "absent.pem")
     (tmp_path / "key.pem").write_bytes(content)
@@ -164,3 +177,137 @@ def test_nothing_is_built_in_an_empty_store(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     assert last_built(store) is None
     assert built_sources(store, "6.12.107-tegu") is None
+
+
+def test_a_path_that_make_would_split(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path))
+    for tree, cache in (("a b", "cache"), ("tree", "c:d")):
+        with pytest.raises(UsageError, match="cannot be built below") as caught:
+            Kbuild(
+                recipe,
+                tmp_path / tree,
+                timestamp=0,
+                cache=tmp_path / cache,
+                jobs=1,
+                log=tmp_path / "log",
+            )
+        assert "TEGU_STORE" in str(caught.value.hint)
+
+
+def test_the_key_follows_the_code_and_the_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store must not answer with what other code made."""
+    recipe = load_recipe(write(tmp_path))
+    package = SourcePackage("linux", "1", "", ())
+    first = _key(recipe, package, {}, None)
+    assert _key(recipe, package, {}, None) == first
+    (tmp_path / "selftests.toml").write_text("[collection.timers]\n")
+    second = _key(recipe, package, {}, None)
+    code = tmp_path / "src" / "kernel"
+    code.mkdir(parents=True)
+    (code.parent / "packages").mkdir()
+    for name in build_module._CODE:
+        text = (Path(build_module.__file__).parent / f"{name}.py").read_text()
+        (code / f"{name}.py").write_text(text)
+    monkeypatch.setattr(build_module, "__file__", str(code / "build.py"))
+    assert _key(recipe, package, {}, None) == second
+    (code / "payload.py").write_text("changed")
+    third = _key(recipe, package, {}, None)
+    assert len({first, second, third}) == 3
+
+
+def test_what_was_compiled_is_read_from_all_commands(tmp_path: Path) -> None:
+    for name in ("net/a.c", "include/linux/a.h", "arch/x86/kernel/vmlinux.lds.S", "net/unused.c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "net/.a.o.cmd").write_text("deps := net/a.c include/linux/a.h /usr/include/x.h")
+    command = "deps := arch/x86/kernel/vmlinux.lds.S absent.h"
+    (tmp_path / "arch/x86/kernel/.vmlinux.lds.cmd").write_text(command)
+    assert compiled(tmp_path) == ["arch/x86/kernel/vmlinux.lds.S", "include/linux/a.h", "net/a.c"]
+
+
+def test_the_last_built_is_the_last_in_use(tmp_path: Path) -> None:
+    """After going back to an earlier recipe, a look-up, that one is the kernel in use."""
+    store = Store(tmp_path / "store")
+    for key in ("old", "new"):
+        with store.new_tree(KIND, key) as tree:
+            (tree / f"{key}.deb").touch()
+            facts = {"release": "6.12.107-tegu", "version": "1", "packages": [f"{key}.deb"]}
+            more = {"seconds": 1, "config": {}, "tools": {}}
+            (tree / "kernel.json").write_text(json.dumps({**facts, **more}))
+    trees = {key: store.root / KIND / key for key in ("old", "new")}
+    for moment, key in enumerate(("old", "new")):
+        os.utime(trees[key], (moment, moment))
+    assert last_built(store, "6.12.107-tegu") == trees["new"] / "new.deb"
+    store.tree(KIND, "old")
+    assert last_built(store, "6.12.107-tegu") == trees["old"] / "old.deb"
+    assert last_built(store, "6.12.108-tegu") is None
+
+
+def test_a_release_that_is_not_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found out when it is configured, not when the modules are looked for."""
+    store = Store(tmp_path / "store")
+
+    def make_tree(recipe: object, package: object, files: object, tree: Path, say: object) -> None:
+        (tree / "debian").mkdir(parents=True)
+        (tree / "debian/changelog").write_text(
+            "linux (1-1) x; urgency=low\n\n -- A <a@b.invalid>  Sat, 21 Nov 2026 10:00:00 +0000\n"
+        )
+        (tree / "Kconfig").write_text('config SMP\n\tbool "SMP"\n')
+        rules = "allnoconfig:\n\techo CONFIG_SMP=y >.config\nkernelrelease:\n\t@echo 6.12.99-x\n"
+        (tree / "Makefile").write_text(rules)
+
+    monkeypatch.setattr(build_module, "make_tree", make_tree)
+    source = build_module.Source(SourcePackage("linux", "1", "", ()), {})
+    with store.scratch() as scratch, pytest.raises(BuildError, match=r"calls itself 6.12.99-x"):
+        build_module.configured(
+            load_recipe(write(tmp_path)), source, store, scratch, log=tmp_path / "log"
+        )
+
+
+def test_output_that_is_a_file_is_found_out_before_the_build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").touch()
+    recipe = write(tmp_path)
+    code = main(["kernel", "build", "-r", str(recipe), "-o", str(tmp_path / "out")])
+    assert code == 1
+    assert "out: File exists" in capsys.readouterr().err
+
+
+def test_sigterm_ends_the_make_too(kbuild: Kbuild, tmp_path: Path) -> None:
+    """What `tegu kernel` starts ends with it, whoever ends it."""
+    (kbuild.tree / "Makefile").write_text("wait:\n\t@echo $$$$ >pid; exec sleep 600\n")
+    program = (
+        "import sys, pathlib, typer\n"
+        "from tegu.cli import front, kernel\n"
+        "from tegu.kernel import load_recipe\n"
+        "from tegu.kernel.kbuild import Kbuild\n"
+        "@kernel.app.command()\n"
+        "def hang():\n"
+        "    at = pathlib.Path(sys.argv[2])\n"
+        "    Kbuild(load_recipe(at / 'kernel.toml'), at / 'linux', timestamp=0, cache=at / 'c',\n"
+        "           jobs=1, log=at / 'log').make('wait')\n"
+        "sys.exit(front.main(['kernel', 'hang']))\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, "kernel", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    pid = kbuild.tree / "pid"
+    while not (pid.exists() and pid.read_text().strip()) and child.poll() is None:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 128 + signal.SIGTERM, said
+    assert "interrupted" in said
+    status = Path(f"/proc/{pid.read_text().strip()}/stat")
+
+    def runs() -> bool:
+        try:
+            return status.read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    while runs():  # killed already; pytest's own limit ends a failure
+        time.sleep(0.05)

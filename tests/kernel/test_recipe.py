@@ -38,12 +38,30 @@ def test_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "release"),
+    [
+        ("1:6.12.107-1", "6.12.107-tegu"),
+        ("6.13~rc7-1~exp1", "6.13.0-rc7-tegu"),
+        ("6.12-1", "6.12.0-tegu"),
+        ("6.12.107-1~bpo12+1", "6.12.107-tegu"),
+    ],
+)
+def test_release_as_the_kernel_says_it(tmp_path: Path, version: str, release: str) -> None:
+    recipe = load_recipe(write(tmp_path, TOML.replace("6.12.107-1", version)))
+    assert recipe.release == release
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('version = "6.12.107-1"\n', "", r"source.version is missing"),
         ("revision = 2", "revision = 0", r"kernel.revision: must be a number from 1"),
         ("revision = 2", "revision = true", r"kernel.revision: must be a number"),
         ("6.12.107-1", "6.12.107", r"has no Debian revision"),
+        ('"tegu"', '"te gu; echo x"', r"kernel.name: 'te gu; echo x' is none"),
+        ('"tegu"', '"../x"', r"kernel.name: '../x' is none"),
+        ('"linux"', '"../../linux"', r"source.package: '../../linux' is none"),
+        ("6.12.107-1", "6.12.107/../-1", r"source.version: .* is none"),
         ("[fragments]", "[more]\n[fragments]", r"more: there is no such key"),
         ("revision = 2", "revision = 2\ncolour = 1", r"kernel.colour: there is no such key"),
         ('["base"]', '["base", "absent"]', r"cannot read the fragment"),

@@ -143,3 +143,99 @@ def test_any_text_is_an_expression_or_not(text: str) -> None:
         return
     assert 0 <= expression.value(lambda _: "m") <= 2
     assert parse_expression(str(expression)).value(lambda _: "m") == expression.value(lambda _: "m")
+
+
+AWKWARD = """
+config FOO
+\tbool "Foo"
+
+menu "Things"
+
+comment "B needs FOO"
+\tdepends on !FOO
+
+config B
+\tbool "B"
+\tdepends on BAR
+
+config YES
+\tbool "Yes"
+\tdepends on MOD
+
+config TEXT
+\tstring "Text"
+\tdepends on MOD
+
+config MOD
+\ttristate "Module"
+
+config CAN
+\tbool "Can"
+\tdepends on $(cc-option,-mfancy)
+
+config CHOSEN
+\tbool "Chooses"
+\tselect FOO
+\tselect NOWHERE
+
+choice
+\tprompt "Which"
+
+config ONE
+\tbool "One"
+
+config OTHER
+\tbool "Other"
+
+endchoice
+
+config ALWAYS
+\tdef_bool y
+
+endmenu
+"""
+
+
+@pytest.fixture
+def awkward(tmp_path: Path) -> Symbols:
+    (tmp_path / "Kconfig").write_text(AWKWARD)
+    return read_symbols(tmp_path, "x86")
+
+
+def test_a_comments_condition_is_no_options(awkward: Symbols) -> None:
+    assert unmet(awkward, "B", "y", FOO="y") == ["BAR (is n)"]
+    assert unmet(awkward, "B", "y", FOO="y", BAR="y") == []
+    assert unmet(awkward, "MOD", "m", FOO="y") == []
+
+
+def test_a_module_is_enough_for_what_is_no_tristate(awkward: Symbols) -> None:
+    assert unmet(awkward, "YES", "y", MOD="m") == []
+    assert unmet(awkward, "TEXT", '"x"', MOD="m") == []
+    assert unmet(awkward, "YES", "y") == ["MOD (is n)"]
+
+
+def test_what_the_compiler_cannot(awkward: Symbols) -> None:
+    assert unmet(awkward, "CAN", "y") == ["$(cc-option,-mfancy) (of the compiler or linker)"]
+
+
+def test_why_it_is_on(awkward: Symbols) -> None:
+    def why(name: str, **config: str) -> list[str]:
+        return awkward.unwanted(name, lambda n: config.get(n, "n"))
+
+    assert why("FOO", CHOSEN="y") == ["CHOSEN selects it"]
+    assert why("ONE") == ["it is one of a choice: one of its options must be on"]
+    assert why("ALWAYS") == ["its own default turns it on, and it cannot be set here"]
+    assert "NOWHERE" not in awkward
+    options = merge([parse_fragment("# why\n# CONFIG_FOO is not set", "f")])
+    (miss,) = compare_config(options, {"FOO": "y", "CHOSEN": "y"}, awkward)
+    assert str(miss) == "f:2: CONFIG_FOO: wanted n, got y: CHOSEN selects it"
+
+
+def test_strings_and_order() -> None:
+    def value(text: str, **config: str) -> int:
+        return parse_expression(text).value(lambda n: config.get(n, "n"))
+
+    assert value('NAME = ""') == 2
+    assert value('NAME != ""', NAME='"x"') == 2
+    assert value("A < y", A="m") == 2
+    assert value("A >= m", A="n") == 0

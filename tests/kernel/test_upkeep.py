@@ -83,6 +83,19 @@ def test_pick(work: Work) -> None:
     assert len(work.git("worktree", "list").splitlines()) == 1
 
 
+def test_the_pickers_own_settings_do_not_matter(work: Work) -> None:
+    for name, value in (("commit.gpgSign", "true"), ("gpg.program", "/bin/false")):
+        work.git("config", name, value)
+    work.git("config", "commit.cleanup", "strip")
+    (work.path / "a.c").write_text("two\n")
+    dated = ["--date=@100 +0330", "-qam", "a: fix\n\n# no comment"]
+    work.git("-c", "commit.gpgSign=false", "commit", "--cleanup=verbatim", *dated)
+    picked = pick(Repo(work.path), ["mainline"], "stable", "review")
+    (new,) = picked.commits.values()
+    assert work.git("log", "-1", "--format=%ad", "--date=raw", new) == "100 +0330"
+    assert "# no comment" in work.git("log", "-1", "--format=%B", new)
+
+
 def test_conflict_names_the_file_and_leaves_nothing(work: Work) -> None:
     work.commit("a: first", "", {"a.c": "two\n"})
     second = work.commit("a: second", "", {"a.c": "three\n"})

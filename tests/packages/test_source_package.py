@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,54 @@ def test_gone_from_the_pool(repository: Repository, store: Store) -> None:
     package = find_source(repository.definition(), "linux", store)
     with pytest.raises(FetchError, match="not on the mirror") as caught:
         fetch_source(package, store)
-    assert "its pool does not" in str(caught.value.hint)
+    assert "a mirror that keeps old versions" in str(caught.value.hint)
+
+
+def test_another_mirror_is_asked_after_the_first(
+    repository: Repository, store: Store, tmp_path: Path
+) -> None:
+    """What is noted of a package does not tie it to the mirror where it was first seen."""
+    add_source(repository, "1-1", CONTENT, pool=False)
+    repository.publish()
+    seen = find_source(repository.definition(), "linux", store, version="1-1")
+    with pytest.raises(FetchError):
+        fetch_source(seen, store)
+    archive = tmp_path / "archive"
+    for name, data in CONTENT.items():  # as the pool of a security archive names it
+        path = archive / "pool/updates/l/linux" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    base = repository.definition().base.model_copy(update={"mirror": f"file://{archive}"})
+    moved = repository.definition().model_copy(update={"base": base})
+    package = find_source(moved, "linux", store, version="1-1")
+    assert package.mirrors == (f"file://{archive}",)
+    assert set(fetch_source(package, store)) == set(CONTENT)
+    again = replace(seen, mirrors=(f"file://{tmp_path / 'nowhere'}", f"file://{archive}"))
+    store.drop_blob(hashlib.sha256(b"orig").hexdigest())
+    assert set(fetch_source(again, store)) == set(CONTENT)
+
+
+def test_another_keyring_is_asked_anew(repository: Repository, store: Store) -> None:
+    add_source(repository, "1-1", CONTENT)
+    repository.publish()
+    find_source(repository.definition(), "linux", store, version="1-1")
+    other = repository.keys.make("stranger", when="20200101T000000")
+    base = repository.definition().base.model_copy(update={"keyring": other})
+    with pytest.raises(VerifyError):
+        find_source(
+            repository.definition().model_copy(update={"base": base}), "linux", store, version="1-1"
+        )
+
+
+def test_offline_fetches_nothing(repository: Repository, store: Store) -> None:
+    add_source(repository, "1-1", CONTENT)
+    repository.publish()
+    package = find_source(repository.definition(), "linux", store, version="1-1")
+    with pytest.raises(FetchError, match=r"linux_1\S+ of linux 1-1 is not in the store") as caught:
+        fetch_source(package, store, offline=True)
+    assert "--offline" in str(caught.value.hint)
+    fetch_source(package, store)
+    assert set(fetch_source(package, store, offline=True)) == set(CONTENT)
 
 
 def test_changed_file_is_refused(repository: Repository, store: Store) -> None:
@@ -129,6 +177,6 @@ def test_store_note_that_is_damaged_is_read_anew(repository: Repository, store: 
     add_source(repository, "1-1", CONTENT)
     repository.publish()
     find_source(repository.definition(), "linux", store, version="1-1")
-    note: Path = store.small("sources-1", "linux_1-1.json")
+    (note,) = (store.root / "sources-2").iterdir()
     note.write_text('{"name": "linux"}')
     assert find_source(repository.definition(), "linux", store, version="1-1").files

@@ -7,9 +7,11 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import click
@@ -120,11 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = front_door.main(args=args, prog_name="tegu", standalone_mode=False)
-    except click.exceptions.Abort:
-        return _fail(args, "Interrupted", "interrupted", None, 130)
-    except KeyboardInterrupt:
-        return _fail(args, "Interrupted", "interrupted", None, 130)
+        with _ended_by_signals(args):
+            code = front_door.main(args=args, prog_name="tegu", standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt) as e:
+        return _fail(args, "Interrupted", "interrupted", None, 128 + _signal(e))
     except click.ClickException as e:
         ctx = getattr(e, "ctx", None)
         hint = f"see '{ctx.command_path} --help'" if ctx is not None else None
@@ -141,6 +142,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{e.filename}: " if e.filename else ""
         return _fail(args, "OSError", f"{where}{e.strerror or e}", None, 1)
     return code if isinstance(code, int) else 0
+
+
+# Verbs that run other programs for minutes, which must end with them.
+_LONG = frozenset({"build", "kernel", "lock"})
+
+
+def _ended_by_signals(args: Sequence[str]) -> AbstractContextManager[object]:
+    """Let SIGTERM and SIGHUP end a long verb as Ctrl-C does; others have their own ways."""
+    verb = next((a for a in args if not a.startswith("-")), None)
+    if verb not in _LONG or importlib.util.find_spec("tegu.lab") is None:
+        return nullcontext()
+    from tegu.lab.interrupt import ended_by_signals
+
+    return ended_by_signals()
+
+
+def _signal(error: BaseException | None) -> int:
+    """Return the number of the signal behind an interruption; click hides it in a cause."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) and str(error) in signal.Signals.__members__:
+            return signal.Signals[str(error)].value
+        error = error.__cause__ or error.__context__
+    return signal.SIGINT.value
 
 
 def _fail(args: list[str], kind: str, message: str, hint: str | None, code: int) -> int:

@@ -21,6 +21,15 @@ Recipe = Annotated[
 ]
 
 
+Mirror = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mirror",
+        help="URI of a repository to try first for the source, such as an archive of old versions.",
+    ),
+]
+
+
 @app.command(epilog="Example: tegu kernel build -o out/ --jobs 4")
 def build(
     recipe: Recipe = None,
@@ -32,6 +41,10 @@ def build(
         Path | None,
         typer.Option(help="PEM file with a private key and its certificate, to sign modules with."),
     ] = None,
+    mirror: Mirror = None,
+    rpm: Annotated[
+        bool, typer.Option("--rpm", help="Write the same as .rpm, too (needs rpmbuild).")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use what the store has.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -41,20 +54,32 @@ def build(
     the recipe's fragments and nothing else. The packages are kept in the store, so that building
     the same again costs nothing, and a change costs what ccache cannot answer.
     """
-    import shutil
-
-    from tegu.kernel import build_kernel, load_recipe
+    from tegu.files import atomic_copy, writable_directory
+    from tegu.kernel import build_kernel, load_recipe, rpm_packages
+    from tegu.packages.rpm_write import rpm_version
     from tegu.store import Store
 
     loaded = load_recipe(recipe)
+    if rpm:
+        rpm_version()  # whether it is here is known now, not after an hour
+    if output is not None:
+        writable_directory(output)  # known now, not after an hour
+    store = Store.default()
     with spinner() as say:
         built = build_kernel(
-            loaded, Store.default(), jobs=jobs, sign_key=sign_key, offline=offline, say=say
+            loaded,
+            store,
+            jobs=jobs,
+            sign_key=sign_key,
+            offline=offline,
+            mirrors=mirror or (),
+            say=say,
         )
-    paths = list(built.packages)
+        paths = list(built.packages)
+        if rpm:
+            paths += rpm_packages(loaded, built, store, say=say)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        paths = [Path(shutil.copy2(p, output / p.name)) for p in paths]
+        paths = [atomic_copy(p, output / p.name) for p in paths]
     if as_json:
         print_json(
             {
@@ -70,9 +95,36 @@ def build(
     print_table(["package", "size"], [[p, human_size(p.stat().st_size)] for p in paths])
 
 
+@app.command(epilog="Example: tegu kernel lock")
+def lock(
+    recipe: Recipe = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use what the store has.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fix the files of the source that the recipe builds, from the distribution's signed index.
+
+    Written beside the recipe (kernel.lock). With it, a version that the distribution has replaced
+    by a newer one can be built as long as a mirror, an archive (--mirror) or the store has it.
+    """
+    from tegu.kernel import load_recipe
+    from tegu.kernel.source import lock_source
+    from tegu.store import Store
+
+    loaded = load_recipe(recipe)
+    with spinner() as say:
+        say("look for the source")
+        package = lock_source(loaded, Store.default(), offline=offline)
+    if as_json:
+        files = [{"name": f.name, "size": f.size, "sha256": f.sha256} for f in package.files]
+        print_json({"lock": str(loaded.lock), "version": package.version, "files": files})
+        return
+    print_table(["file", "size"], [[f.name, human_size(f.size)] for f in package.files])
+
+
 @config_app.command(epilog="Example: tegu kernel config check")
 def check(
     recipe: Recipe = None,
+    mirror: Mirror = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use what the store has.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -90,7 +142,9 @@ def check(
     loaded = load_recipe(recipe)
     accepted = read_accepted(loaded.path.parent / "hardening.toml")
     with spinner() as say:
-        checked = check_config(loaded, Store.default(), offline=offline, say=say)
+        checked = check_config(
+            loaded, Store.default(), offline=offline, mirrors=mirror or (), say=say
+        )
     misses = checked.misses
     try:
         hardening = check_hardening(checked.config, accepted)

@@ -15,6 +15,8 @@ from tegu.store import Store
 __all__ = ["Freed", "collect", "usage"]
 
 _KEPT = frozenset(["blobs", "locks", "partial", "tmp", "history", "VERSION"])
+# ccache bounds itself; its directories do not change when what is in them is used.
+_BOUNDED = frozenset(["ccache-1"])
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ def collect(store: Store, *, days: float = 14, everything: bool = False) -> Free
         for kind in (IMAGES, SYSTEMS, TREES, *sorted(p.name for p in store.root.iterdir())):
             directory = store.root / kind
             if kind in _KEPT or kind in freed or not directory.is_dir():
+                continue
+            if kind in _BOUNDED and not everything:
                 continue
             for path in sorted(directory.iterdir()):
                 old = path.lstat().st_mtime < horizon

@@ -1,10 +1,11 @@
 """The cloud kernel: built from the distribution's source, and kept current.
 
 `load_recipe` reads what the kernel is made of (`distro/kernel/kernel.toml`: source package, patch
-queue, configuration fragments), `build_kernel` makes packages of it, `check_config` compares the
-fragments with what came of them. `History` indexes two histories of a kernel's git repository, so
-that `find_missing` can say which fixes a tree lacks; `pick` brings one in, `backport_request`
-writes the letter that asks for it, `source_status` and `patch_status` say what is out of date.
+queue, configuration fragments), `build_kernel` makes packages of it, `rpm_packages` the same for
+RPM, `check_config` compares the fragments with what came of them. `History` indexes two histories
+of a kernel's git repository, so that `find_missing` can say which fixes a tree lacks; `pick` brings
+one in, `backport_request` writes the letter that asks for it, `source_status` and `patch_status`
+say what is out of date.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tegu.kernel.missing import Findings, Missing, find_missing, with_files
     from tegu.kernel.picking import pick
     from tegu.kernel.recipe import Recipe, load_recipe
+    from tegu.kernel.rpms import rpm_packages
     from tegu.kernel.status import patch_status, source_status, tree_status
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "pick",
     "read_accepted",
     "read_cves",
+    "rpm_packages",
     "source_status",
     "tree_status",
     "with_files",
@@ -66,6 +69,7 @@ _HOMES = {
     "pick": "tegu.kernel.picking",
     "read_accepted": "tegu.kernel.hardening",
     "read_cves": "tegu.kernel.cves",
+    "rpm_packages": "tegu.kernel.rpms",
     "source_status": "tegu.kernel.status",
     "tree_status": "tegu.kernel.status",
     "with_files": "tegu.kernel.missing",

@@ -12,24 +12,25 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tegu.definition import load, shipped_definition
-from tegu.errors import DefinitionError, UsageError
+from tegu.errors import BuildError, DefinitionError, UsageError
 from tegu.files import write_atomic
 from tegu.kernel.config_check import Miss, compare_config, refuse_misses, refuse_unknown
-from tegu.kernel.fragments import Option, merged_text, parse_config
+from tegu.kernel.fragments import Option, merged_text
 from tegu.kernel.kbuild import Kbuild
 from tegu.kernel.package import write_packages
 from tegu.kernel.payload import header_entries, image_entries, selftest_entries
 from tegu.kernel.recipe import Recipe
+from tegu.kernel.selftests import read_selftests
+from tegu.kernel.source import source_of
 from tegu.kernel.symbols import read_symbols
 from tegu.kernel.toolchain import require_toolchain, toolchain_versions
 from tegu.kernel.tree import make_tree, source_time
-from tegu.packages import SourcePackage, fetch_source, find_source
+from tegu.packages import SourcePackage, fetch_source
 
 if TYPE_CHECKING:
     from tegu.store import Store
@@ -40,9 +41,16 @@ log = logging.getLogger(__name__)
 
 KIND = "kernels-1"
 CCACHE = "ccache-1"
-_VERSION = 1  # of the code that decides about the result; part of the key
+LOGS = "kernel-logs-1"
+_VERSION = 2  # of what this module decides about the result; part of the key
+# The others that decide about it, whose text is part of the key.
+_CODE = (
+    *("fragments", "kbuild", "package", "patches", "payload", "selftests", "tree"),
+    "../packages/deb_write",
+)
 _FACTS = "kernel.json"
 _SOURCES = "sources.txt"
+_TESTS = "selftests.toml"
 
 Say = Callable[[str], None]
 
@@ -80,21 +88,22 @@ def build_kernel(
     jobs: int | None = None,
     sign_key: Path | None = None,
     offline: bool = False,
+    mirrors: Sequence[str] = (),
     say: Say | None = None,
 ) -> Built:
     """Build the packages of `recipe`; returns where they are in the store.
 
     `sign_key` is a PEM file with a private key and its certificate; modules are signed with it and
-    the kernel trusts it. `jobs` defaults to the number of CPUs. Raises UnsupportedError (tools are
-    missing), FetchError, VerifyError (the source), DefinitionError (an option or a patch of the
-    recipe), BuildError (a patch or an option did not take, the compiler failed).
+    the kernel trusts it. `jobs` defaults to the number of CPUs; `mirrors` are tried for the source
+    before the distribution's. Raises UnsupportedError (tools are missing), FetchError, VerifyError
+    (the source), DefinitionError (an option or a patch of the recipe), BuildError (a patch or an
+    option did not take, the compiler failed).
     """
     tell = say or _silent
     require_toolchain()
     tell("look for the source")
-    package = find_source(
-        load(shipped_definition()), recipe.package, store, version=recipe.version, offline=offline
-    )
+    package = source_of(recipe, store, offline=offline, mirrors=mirrors)
+    tests = read_selftests(recipe.path.parent / _TESTS)
     tools = toolchain_versions()
     key = _key(recipe, package, tools, sign_key)
     with store.shared(), store.locked(f"kernel-{key}"):
@@ -103,16 +112,26 @@ def build_kernel(
         started = time.monotonic()
         with store.scratch() as scratch:
             made = configured(
-                recipe, package, store, scratch, jobs=jobs, sign_key=sign_key, say=tell
+                recipe,
+                fetched(package, store, offline=offline, say=tell),
+                store,
+                scratch,
+                log=store.small(LOGS, f"{recipe.release}-{key[:12]}.log"),
+                jobs=jobs,
+                sign_key=sign_key,
+                say=tell,
             )
             refuse_misses(made.misses)
             kbuild = made.kbuild
+            with_modules = kbuild.config().get("MODULES") == "y"
             tell("compile")
-            kbuild.make(recipe.facts.target, "modules", say=tell)
+            kbuild.make(recipe.facts.target, *(["modules"] if with_modules else []), say=tell)
             tell("gather modules")
             image = image_entries(kbuild, scratch)
             tell("gather headers")
             headers = header_entries(kbuild, scratch)
+            tell("build tests")
+            selftests = selftest_entries(kbuild, tests, scratch)
             tell("write packages")
             with store.new_tree(KIND, key) as tree:
                 written = write_packages(
@@ -120,7 +139,7 @@ def build_kernel(
                     tree,
                     image=image,
                     headers=headers,
-                    selftests=selftest_entries(kbuild),
+                    selftests=selftests,
                     copyright_text=(kbuild.tree / "debian" / "copyright").read_bytes(),
                     timestamp=made.timestamp,
                 )
@@ -129,7 +148,7 @@ def build_kernel(
                     "version": recipe.deb_version,
                     "packages": [p.name for p in written],
                     "seconds": round(time.monotonic() - started, 1),
-                    "config": parse_config((kbuild.tree / ".config").read_text()),
+                    "config": kbuild.config(),
                     "tools": tools,
                 }
                 write_atomic(tree / _SOURCES, "".join(f"{s}\n" for s in compiled(kbuild.tree)))
@@ -148,39 +167,73 @@ class Checked:
 
 
 def check_config(
-    recipe: Recipe, store: Store, *, offline: bool = False, say: Say | None = None
+    recipe: Recipe,
+    store: Store,
+    *,
+    offline: bool = False,
+    mirrors: Sequence[str] = (),
+    say: Say | None = None,
 ) -> Checked:
     """Configure the source of `recipe` and compare the result with its fragments."""
     require_toolchain()
-    package = find_source(
-        load(shipped_definition()), recipe.package, store, version=recipe.version, offline=offline
-    )
+    package = source_of(recipe, store, offline=offline, mirrors=mirrors)
+    # A log of its own: a build of the same release may be running.
+    log = store.small(LOGS, f"{recipe.release}-config-{os.getpid()}.log")
     with store.shared(), store.scratch() as scratch:
-        made = configured(recipe, package, store, scratch, say=say)
+        source = fetched(package, store, offline=offline, say=say)
+        made = configured(recipe, source, store, scratch, log=log, say=say)
+        log.unlink(missing_ok=True)
         return Checked((made.kbuild.tree / ".config").read_text(), made.misses)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source package whose files are here, by name."""
+
+    package: SourcePackage
+    files: dict[str, Path]
+
+
+def fetched(
+    package: SourcePackage, store: Store, *, offline: bool = False, say: Say | None = None
+) -> Source:
+    """Bring the files of `package` into the store, saying how much of them has come."""
+    tell = say or _silent
+    tell("fetch the source")
+    total = sum(f.size for f in package.files)
+    come = 0
+
+    def progress(name: str, size: int) -> None:
+        nonlocal come
+        come += size
+        if total:
+            tell(f"fetch the source: {min(100, come * 100 // total)} %")
+
+    return Source(package, fetch_source(package, store, progress, offline=offline))
 
 
 def configured(
     recipe: Recipe,
-    package: SourcePackage,
+    source: Source,
     store: Store,
     scratch: Path,
     *,
+    log: Path,
     jobs: int | None = None,
     sign_key: Path | None = None,
     say: Say | None = None,
 ) -> Configured:
     """Return a tree in `scratch`, patched and configured, and say what did not take."""
     tell = say or _silent
-    tell("fetch the source")
-    files = fetch_source(package, store)
     tree = scratch / "linux"
-    make_tree(recipe, package, files, tree, tell)
+    make_tree(recipe, source.package, source.files, tree, tell)
     symbols = read_symbols(tree, recipe.facts.srcarch)
     refuse_unknown(recipe.options, symbols)
     options = recipe.options
     if sign_key is not None:
-        shutil.copyfile(sign_key, tree / "certs" / "tegu.pem")
+        key = tree / "certs" / "tegu.pem"
+        key.touch(mode=0o600)
+        shutil.copyfile(sign_key, key)
         options = {**options, **_signing("certs/tegu.pem")}
     fragment = scratch / "fragment.config"
     fragment.write_text(merged_text(options))
@@ -191,22 +244,28 @@ def configured(
         timestamp=timestamp,
         cache=Path(os.environ.get("CCACHE_DIR") or store.root / CCACHE),
         jobs=jobs or os.cpu_count() or 1,
-        log=store.small("kernel-logs-1", f"{recipe.release}.log"),
+        log=log,
     )
     kbuild.log.unlink(missing_ok=True)
     tell("configure")
     kbuild.configure(fragment)
-    config = parse_config((tree / ".config").read_text())
-    return Configured(kbuild, compare_config(options, config, symbols), timestamp)
+    if (said := kbuild.output("kernelrelease")) != recipe.release:
+        raise BuildError(
+            f"the kernel calls itself {said}, the recipe {recipe.release}",
+            hint="an option or a patch changes its version: CONFIG_LOCALVERSION must be empty, "
+            "CONFIG_LOCALVERSION_AUTO off",
+        )
+    return Configured(kbuild, compare_config(options, kbuild.config(), symbols), timestamp)
 
 
 def compiled(tree: Path) -> list[str]:
     """Return the source files and headers that a finished build has read, sorted.
 
-    Kbuild notes them for each object in `.NAME.o.cmd`.
+    Kbuild notes them in `.NAME.cmd` for each object, and for what is preprocessed otherwise
+    (linker scripts, device trees).
     """
     found: set[str] = set()
-    for path in tree.rglob(".*.o.cmd"):
+    for path in tree.rglob(".*.cmd"):
         for word in path.read_text(errors="replace").split():
             if word.endswith((".c", ".h", ".S")) and not word.startswith(("/", "$", "-")):
                 found.add(word)
@@ -220,14 +279,16 @@ def built_sources(store: Store, release: str) -> frozenset[str] | None:
 
 
 def last_built(store: Store, release: str | None = None) -> Path | None:
-    """Return the newest image package (of `release`) in the store; None when there is none."""
+    """Return the image package (of `release`) that was built or asked for last; None for none."""
     tree = _newest(store, release)
     return None if tree is None else _read(tree, cached=True).packages[0]
 
 
 def _newest(store: Store, release: str | None) -> Path | None:
+    # By when it was last asked for (Store.tree notes it): after going back to an earlier recipe
+    # that is the one in use, whenever it was built.
     trees = [
-        (path.stat().st_mtime, path.parent)
+        (path.parent.stat().st_mtime, path.parent)
         for path in (store.root / KIND).glob(f"*/{_FACTS}")
         if release in (None, json.loads(path.read_text())["release"])
     ]
@@ -260,6 +321,10 @@ def _key(
         merged_text(recipe.options),
     ]
     digest.update("\n".join(lines).encode())
+    for name in _CODE:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    tests = recipe.path.parent / _TESTS
+    digest.update(tests.read_bytes() if tests.exists() else b"")
     for patch in recipe.patches:
         digest.update(patch.path.read_bytes())
     if sign_key is not None:

@@ -23,7 +23,10 @@ class Miss:
     def __str__(self) -> str:
         text = f"{self.option.where}: CONFIG_{self.option.name}: wanted {self.option.value}, "
         text += f"got {self.got}"
-        return f"{text}; needs {', '.join(self.unmet)}" if self.unmet else text
+        if not self.unmet:
+            return text
+        why = ", ".join(self.unmet)
+        return f"{text}: {why}" if self.option.value == "n" else f"{text}; needs {why}"
 
 
 def refuse_unknown(options: Mapping[str, Option], symbols: Symbols) -> None:
@@ -51,9 +54,10 @@ def compare_config(
         got = value_of(option.name)
         if got == option.value:
             continue
-        unmet = symbols.unmet(option.name, option.value, value_of) if option.value != "n" else []
         if option.value == "n":
-            unmet = ["another option selects it"]
+            unmet = symbols.unwanted(option.name, value_of)
+        else:
+            unmet = symbols.unmet(option.name, option.value, value_of)
         misses.append(Miss(option, got, tuple(unmet)))
     return sorted(misses, key=lambda m: (m.option.file, m.option.line))
 

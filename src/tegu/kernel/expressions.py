@@ -40,13 +40,21 @@ class Expression:
         if self.kind == "compare":
             return 2 if self._compared(values) else 0
         if self.text.startswith("$("):
-            return 2  # what the compiler can do; that it cannot would have failed before
+            return 2  # what the tools can do: not known here, `Symbols.unmet` says so
         return _ORDER.get(_plain(self.text, values), 0)
 
     def _compared(self, values: Values) -> bool:
         left, right = (_plain(p.text, values) for p in self.parts)
+        if any(p.text[:1] in "\"'" for p in self.parts):
+            # Beside a quoted text the other is a string, and one that is not set is empty.
+            left, right = (
+                "" if value == "n" and p.text[:1] not in "\"'" else value
+                for p, value in zip(self.parts, (left, right), strict=True)
+            )
         if self.text in ("=", "!="):
             return (left == right) == (self.text == "=")
+        if left in _ORDER and right in _ORDER:
+            left, right = str(_ORDER[left]), str(_ORDER[right])
         try:
             difference = _number(left) - _number(right)
         except ValueError:

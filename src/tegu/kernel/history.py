@@ -65,6 +65,7 @@ class History:
 
     def __init__(self, repo: Repo, store: Store) -> None:
         self.repo = repo
+        self.store = store
         key = hashlib.sha256(str(repo.common).encode()).hexdigest()[:24]
         self._path: Path = store.small(KIND, f"{key}.sqlite")
 
@@ -79,7 +80,7 @@ class History:
         self._check_related(*tips)
         ours = self.repo.only_in(tips[0], tips[1])
         theirs = self.repo.only_in(tips[1], tips[0])
-        with self._open() as db:
+        with self.store.shared(), self._open() as db:
             known = {row[0] for row in db.execute("select id from commits")}
             new = [i for i in dict.fromkeys([*ours, *theirs]) if i not in known]
             self._index(db, new, progress)

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tegu.errors import BuildError
+from tegu.errors import BuildError, UsageError
+from tegu.kernel.fragments import parse_config
 from tegu.kernel.recipe import Recipe
 from tegu.process import CommandError, require, run
 
@@ -37,6 +38,14 @@ class Kbuild:
     def __init__(
         self, recipe: Recipe, tree: Path, *, timestamp: int, cache: Path, jobs: int, log: Path
     ) -> None:
+        for place in (tree, cache):
+            # The kernel's makefiles split their variables at blanks, and so do its scripts.
+            if re.search(r"[\s:'\"$#\\]", str(place)):
+                raise UsageError(
+                    f"a kernel cannot be built below {place}: the path has a blank or one of "
+                    ": ' \" $ # \\",
+                    hint="name another store with TEGU_STORE",
+                )
         self.recipe = recipe
         self.tree = tree
         self.jobs = jobs
@@ -113,6 +122,36 @@ class Kbuild:
         finally:
             stop.set()
             thread.join()
+
+    def output(self, *targets: str) -> str:
+        """Run make silently for `targets` and return what it prints ("kernelrelease")."""
+        argv = [*self._entered(), "make", "-s", *self._options, *targets]
+        try:
+            return run(argv, env=self._env, timeout=600).stdout.strip()
+        except CommandError as e:
+            raise BuildError(f"the kernel's make {' '.join(targets)} failed: {e.message}") from e
+
+    def run(self, *argv: str | Path, timeout: float = 600) -> str:
+        """Run another program in the tree, at its place; returns what it prints."""
+        try:
+            return run([*self._entered(), *argv], env=self._env, timeout=timeout).stdout
+        except CommandError as e:
+            raise BuildError(e.message) from e
+
+    def config(self) -> dict[str, str]:
+        """Return the values of `.config`."""
+        return parse_config((self.tree / ".config").read_text())
+
+    def sign(self, module: Path) -> None:
+        """Sign a module that no `modules_install` has signed, if this build signs at all.
+
+        Documentation/admin-guide/module-signing.rst, "Manually signing modules".
+        """
+        config = self.config()
+        if config.get("MODULE_SIG_ALL") != "y":
+            return
+        key, digest = (config[f"MODULE_SIG_{name}"].strip('"') for name in ("KEY", "HASH"))
+        self.run("scripts/sign-file", digest, key, "certs/signing_key.x509", module)
 
     def configure(self, fragment: Path, overrides: Sequence[str] = ()) -> None:
         """Make `.config` from nothing but the options in `fragment`.

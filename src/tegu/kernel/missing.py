@@ -281,14 +281,27 @@ def with_files(
     """Return `missing` with the files that each touches; those that are built come first.
 
     `built` are the sources that a configuration compiles (None: not known), `cves` the CVE numbers
-    by commit, beside those that the messages name.
+    by commit, beside those that the messages name. A makefile, a table or a script is compiled by
+    nobody: in or right below a directory that has built sources it is not known whether it matters.
     """
+    directories = {path.rpartition("/")[0] for path in built or ()}
+
+    def is_built(names: tuple[str, ...]) -> bool | None:
+        if built is None or any(name in built for name in names):
+            return None if built is None else True
+        for name in names:
+            directory = name.rpartition("/")[0]
+            near = {directory, directory.rpartition("/")[0] or directory} & directories
+            if near and not name.endswith((".c", ".h", ".S")):
+                return None
+        return False
+
     files = repo.files(m.commit.id for m in missing)
     found = [
         replace(
             m,
             files=files[m.commit.id],
-            built=None if built is None else any(f in built for f in files[m.commit.id]),
+            built=is_built(files[m.commit.id]),
             cves=tuple(dict.fromkeys([*m.cves, *(cves or {}).get(m.commit.id, ())])),
         )
         for m in missing

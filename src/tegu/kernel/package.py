@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tegu.kernel.payload import Selftests
 from tegu.kernel.recipe import Recipe
 from tegu.packages.deb_write import Compression, DebEntry, write_deb
 
@@ -22,6 +23,8 @@ if [ -d /etc/kernel/{event}.d ]; then
         /etc/kernel/{event}.d
 fi
 """
+# What the tests' scripts call.
+_TESTED_WITH = ("bash", "iproute2", "kmod", "python3")
 _GUARD = {
     "preinst": "case $1 in install | upgrade) ;; *) exit 0 ;; esac\n",
     "postinst": '[ "$1" = configure ] || exit 0\n',
@@ -36,7 +39,7 @@ def write_packages(
     *,
     image: Sequence[DebEntry],
     headers: Sequence[DebEntry],
-    selftests: Sequence[DebEntry],
+    selftests: Selftests,
     copyright_text: bytes,
     timestamp: int,
 ) -> list[Path]:
@@ -45,6 +48,7 @@ def write_packages(
     `timestamp` is in seconds since the epoch, `copyright_text` the source package's.
     """
     release, version = recipe.release, recipe.deb_version
+    image_name = f"linux-image-{release}"
     machine = recipe.facts.deb
 
     def package(
@@ -57,7 +61,8 @@ def write_packages(
     ) -> Path:
         legal = DebEntry(f"/usr/share/doc/{name}/copyright", copyright_text)
         return write_deb(
-            out / f"{name}_{version}_{fields['Architecture']}.deb",
+            # An epoch is no part of a file's name (deb-version(7), dpkg-name(1)).
+            out / f"{name}_{version.rpartition(':')[2]}_{fields['Architecture']}.deb",
             {
                 "Package": name,
                 "Source": f"{recipe.package} ({recipe.version})",
@@ -99,7 +104,10 @@ def write_packages(
             headers,
             f"Headers of Linux {release}\n What external modules for the Tegu cloud kernel are "
             "built with.",
-            {"Architecture": machine, "Depends": "libc6, libelf1t64 | libelf1"},
+            {
+                "Architecture": machine,
+                "Depends": "libc6, libelf1t64 | libelf1, libssl3t64 | libssl3",
+            },
         ),
         package(
             f"linux-image-{recipe.name}",
@@ -111,11 +119,15 @@ def write_packages(
     written.append(
         package(
             f"linux-selftests-{recipe.name}",
-            selftests,
+            selftests.entries,
             f"Tests of Linux {release}\n"
-            " Those that come with the patches of the Tegu cloud kernel, and its sample of a live\n"
-            " patch, below /usr/lib/linux-selftests.",
-            {"Architecture": machine, "Depends": f"iproute2, python3, linux-image-{release}"},
+            " Some of the kernel's own tests (run_kselftest.sh runs them), those that come with\n"
+            " the patches of the Tegu cloud kernel, and its sample of a live patch, below\n"
+            " /usr/lib/linux-selftests.",
+            {
+                "Architecture": machine,
+                "Depends": ", ".join([*selftests.depends, *_TESTED_WITH, image_name]),
+            },
         )
     )
     return written

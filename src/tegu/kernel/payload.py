@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tegu.errors import BuildError
 from tegu.kernel.kbuild import Kbuild
+from tegu.kernel.selftests import Collection, install_selftests, is_program, library_packages
 from tegu.packages.deb_write import DebEntry
 from tegu.process import run
 
-__all__ = ["header_entries", "image_entries", "selftest_entries"]
+__all__ = ["Selftests", "header_entries", "image_entries", "selftest_entries"]
 
 _SELFTESTS = "tools/testing/selftests/"
 _INSTALLED = "/usr/lib/linux-selftests"
@@ -22,23 +25,26 @@ def image_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:
     """Return the files of the image package: in /boot, and the modules with depmod's indexes."""
     recipe, tree = kbuild.recipe, kbuild.tree
     release = recipe.release
-    root = work / "image"
-    # Only debug information is stripped (BTF stays); the kernel's own make compresses.
-    kbuild.make(
-        f"INSTALL_MOD_PATH={root}/usr",
-        "INSTALL_MOD_STRIP=1",
-        "DEPMOD=depmod",
-        # A fifth smaller than at zstd's usual level, and unpacked as fast.
-        "ZSTD=zstd -19",
-        "modules_install",
-    )
-    modules = root / "usr/lib/modules" / release
-    (modules / "build").unlink(missing_ok=True)
-    (modules / "source").unlink(missing_ok=True)
-    entries = list(_files(modules, f"/usr/lib/modules/{release}"))
-    entries.append(
-        DebEntry(f"/usr/lib/modules/{release}/build", target=f"/usr/src/linux-headers-{release}")
-    )
+    entries: list[DebEntry] = []
+    if _has_modules(kbuild):
+        root = work / "image"
+        # Only debug information is stripped (BTF stays); the kernel's own make compresses.
+        kbuild.make(
+            f"INSTALL_MOD_PATH={root}/usr",
+            "INSTALL_MOD_STRIP=1",
+            "DEPMOD=depmod",
+            # A fifth smaller than at zstd's usual level, and unpacked as fast.
+            "ZSTD=zstd -19",
+            "modules_install",
+        )
+        modules = root / "usr/lib/modules" / release
+        if not modules.is_dir():
+            raise BuildError(f"the build installed no modules of {release}")
+        (modules / "build").unlink(missing_ok=True)
+        (modules / "source").unlink(missing_ok=True)
+        entries += _files(modules, f"/usr/lib/modules/{release}")
+        headers = f"/usr/src/linux-headers-{release}"
+        entries.append(DebEntry(f"/usr/lib/modules/{release}/build", target=headers))
     for source, name in (
         (recipe.facts.image, "vmlinuz"),
         ("System.map", "System.map"),
@@ -56,43 +62,59 @@ def image_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:
 def header_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:
     """Return the files of the headers package: what an external module is built with.
 
-    The kernel's own script gathers them (scripts/package/install-extmod-build).
+    The kernel's own script gathers them (scripts/package/install-extmod-build). None for a kernel
+    without modules.
     """
+    if not _has_modules(kbuild):
+        return []
     release = kbuild.recipe.release
     root = work / "headers"
     script = f"$(srctree)/scripts/package/install-extmod-build {root}"
     kbuild.make(f"KBUILD_RUN_COMMAND=+{script}", "run-command")
     (root / ".config").write_bytes((kbuild.tree / ".config").read_bytes())
     for path in sorted(root.rglob("*")):
-        if path.is_file() and not path.is_symlink() and _is_program(path):
+        if path.is_file() and not path.is_symlink() and is_program(path):
             run(["strip", "--strip-unneeded", path], timeout=60)
     return list(_files(root, f"/usr/src/linux-headers-{release}"))
 
 
-def selftest_entries(kbuild: Kbuild) -> list[DebEntry]:
-    """Return the tests that our patches add, and the kernel's sample of a live patch.
+@dataclass(frozen=True, slots=True)
+class Selftests:
+    """The files of the tests' package, and what it depends on besides the kernel."""
+
+    entries: list[DebEntry]
+    depends: list[str]
+
+
+def selftest_entries(kbuild: Kbuild, tests: Sequence[Collection], work: Path) -> Selftests:
+    """Return the kernel's own tests, those that our patches add, and its sample of a live patch.
 
     The sample is built as an external module is: it shows that live patching works.
     """
     recipe, tree = kbuild.recipe, kbuild.tree
-    kbuild.make("M=samples/livepatch", "CONFIG_SAMPLE_LIVEPATCH=m", "modules")
-    sample = tree / "samples/livepatch/livepatch-sample.ko"
-    run(["strip", "--strip-debug", sample], timeout=60)
-    entries = [DebEntry(f"{_INSTALLED}/livepatch/{sample.name}", sample.read_bytes())]
+    config = kbuild.config()
+    root = work / "selftests"
+    root.mkdir()
+    install_selftests(kbuild, tests, config, root)
+    if config.get("LIVEPATCH") == "y" and _has_modules(kbuild):
+        kbuild.make("M=samples/livepatch", "CONFIG_SAMPLE_LIVEPATCH=m", "modules")
+        sample = tree / "samples/livepatch/livepatch-sample.ko"
+        run(["strip", "--strip-debug", sample], timeout=60)
+        kbuild.sign(sample)
+        (root / "livepatch").mkdir(exist_ok=True)
+        shutil.copy(sample, root / "livepatch" / sample.name)
     for patch in recipe.patches:
         for word in patch.test.replace(",", " ").split():
-            path = tree / word
-            if word.startswith(_SELFTESTS) and path.is_file():
-                name = word.removeprefix(_SELFTESTS)
-                entries.append(DebEntry(f"{_INSTALLED}/{name}", path.read_bytes(), mode=0o755))
-    return list({e.path: e for e in entries}.values())
+            if word.startswith(_SELFTESTS) and (tree / word).is_file():
+                copy = root / word.removeprefix(_SELFTESTS)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(tree / word, copy)
+                copy.chmod(0o755)
+    return Selftests(list(_files(root, _INSTALLED)), library_packages(root))
 
 
-def _is_program(path: Path) -> bool:
-    if not path.stat().st_mode & stat.S_IXUSR:
-        return False
-    with path.open("rb") as f:
-        return f.read(4) == b"\x7fELF"
+def _has_modules(kbuild: Kbuild) -> bool:
+    return kbuild.config().get("MODULES") == "y"
 
 
 def _files(root: Path, prefix: str) -> Iterator[DebEntry]:

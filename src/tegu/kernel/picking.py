@@ -78,9 +78,12 @@ def _one(repo: Repo, work: Path, name: str, tree: str, identity: str) -> str:
         )
     if repo.git("diff", "--cached", "--quiet", cwd=work, check=False).returncode == 0:
         raise UsageError(f"{short} changes nothing on {tree}: it is there already")
+    when = repo.git("log", "-1", "--format=%ad", "--date=raw", name).stdout.strip()
+    # The user's own settings must not change the message, nor ask for a passphrase nobody can give.
     repo.git(
-        "commit", "--quiet", "--no-verify", "-F", "-",
-        f"--author={raw.author} <{raw.email}>", f"--date=@{raw.time} +0000",
+        "-c", "commit.gpgSign=false", "commit", "--quiet", "--cleanup=verbatim", "--no-verify",
+        "-F", "-",
+        f"--author={raw.author} <{raw.email}>", f"--date=@{when}",
         cwd=work, stdin=_message(raw.message, name, identity),
     )  # fmt: skip
     return repo.git("rev-parse", "HEAD", cwd=work).stdout.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,16 @@ class Recipe:
 
     @property
     def upstream(self) -> str:
-        """The upstream version: "6.12.107" of "6.12.107-1"."""
-        return self.version.partition(":")[2] or self.version.rpartition("-")[0]
+        """The upstream version as the kernel itself says it: "6.12.107" of "6.12.107-1".
+
+        Its makefile always has three numbers, so "6.13~rc7-1~exp1" is 6.13.0-rc7.
+        """
+        text = self.version.rpartition(":")[2].rpartition("-")[0]
+        match = _UPSTREAM.fullmatch(text)
+        if match is None:
+            return text
+        candidate = f"-{match[3]}" if match[3] else ""
+        return f"{match[1]}{match[2] or '.0'}{candidate}"
 
     @property
     def release(self) -> str:
@@ -62,6 +71,11 @@ class Recipe:
         return f"{self.version}+{self.name}{self.revision}"
 
     @property
+    def lock(self) -> Path:
+        """Where the checksums of the source are, beside the recipe."""
+        return self.path.with_suffix(".lock")
+
+    @property
     def facts(self) -> ArchFacts:
         return ARCHITECTURES[self.architecture]
 
@@ -71,6 +85,11 @@ def default_recipe() -> Path:
     return shipped_directory() / "kernel" / "kernel.toml"
 
 
+# deb-version(7), Debian Policy 5.6.1; what the kernel appends to its own version.
+_VERSION = re.compile(r"(?:\d+:)?\d[A-Za-z0-9.+~-]*-[A-Za-z0-9.+~]+")
+_UPSTREAM = re.compile(r"(\d+\.\d+)(\.\d+)?(?:~(rc\d+))?")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{0,31}")
 _KEYS = {"source": {"package", "version"}, "kernel": {"name", "revision"}}
 
 
@@ -110,6 +129,12 @@ def load_recipe(path: Path | None = None, *, architecture: Architecture = "x86-6
             f"{path}: source.version: {raw['source']['version']!r} has no Debian revision",
             hint="write it as the distribution does: 6.12.107-1",
         )
+    for (table, key), (pattern, example) in _FORMS.items():
+        value = raw[table][key]
+        if not pattern.fullmatch(value):
+            raise DefinitionError(
+                f"{path}: {table}.{key}: {value!r} is none", hint=f"write it like {example}"
+            )
     return Recipe(
         path=path,
         package=raw["source"]["package"],
@@ -120,6 +145,13 @@ def load_recipe(path: Path | None = None, *, architecture: Architecture = "x86-6
         options=merge(read_fragment(path.parent / "config" / f"{n}.config") for n in names),
         patches=tuple(read_queue(path.parent / "patches")),
     )
+
+
+_FORMS = {
+    ("source", "package"): (_PACKAGE, "linux"),
+    ("source", "version"): (_VERSION, "6.12.107-1"),
+    ("kernel", "name"): (_NAME, "tegu"),
+}
 
 
 def _read(path: Path) -> dict[str, Any]:

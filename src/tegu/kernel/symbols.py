@@ -29,12 +29,17 @@ class Symbol:
     """An option: its type, whether a user can set it, and what it needs.
 
     An option may be defined more than once; then each of `needs` is one definition's condition.
+    `selectors` are the options that turn it on, `default` says that it has a default of its own,
+    `choice` that it is one of a choice.
     """
 
     name: str
     type: str = ""
     prompt: bool = False
     needs: list[list[str]] = field(default_factory=list)
+    selectors: list[str] = field(default_factory=list)
+    default: bool = False
+    choice: bool = False
 
 
 class Symbols:
@@ -44,32 +49,53 @@ class Symbols:
         self._symbols = symbols
 
     def __contains__(self, name: str) -> bool:
-        return name in self._symbols
+        # What is only selected is defined nowhere (a typing error, or another architecture's).
+        return name in self._symbols and bool(self._symbols[name].needs)
 
     def __len__(self) -> int:
-        return len(self._symbols)
+        return sum(bool(s.needs) for s in self._symbols.values())
 
     def __getitem__(self, name: str) -> Symbol:
         return self._symbols[name]
 
     def near(self, name: str) -> list[str]:
         """Return up to three names that look like `name`."""
-        return get_close_matches(name, self._symbols, n=3, cutoff=0.7)
+        names = [n for n, s in self._symbols.items() if s.needs]
+        return get_close_matches(name, names, n=3, cutoff=0.7)
 
     def unmet(self, name: str, value: str, config: Callable[[str], str]) -> list[str]:
         """Say what keeps `name` from being `value`, given the values in `config`."""
         symbol = self._symbols[name]
-        wanted = 1 if value == "m" else 2
+        # For a yes-or-no option "depends on M" is met when M is a module; only a tristate can be
+        # no more than what it depends on (Documentation/kbuild/kconfig-language.rst).
+        wanted = 2 if value == "y" and symbol.type == "tristate" else 1
         best: list[str] | None = None
+        tools: list[str] = []
         for condition in symbol.needs:
             missing = [text for e in _parsed(condition) for text in e.unmet(config, wanted)]
             if best is None or len(missing) < len(best):
-                best = missing
+                best, tools = missing, [c for c in condition if "$(" in c]
         if best:
             return list(dict.fromkeys(best))
+        if tools and config(name) == "n":
+            return [f"{text} (of the compiler or linker)" for text in tools]
         if not symbol.prompt:
             return ["it cannot be set by hand: other options select it"]
+        if symbol.choice:
+            return ["it is one of a choice: another of its options is on"]
         return []
+
+    def unwanted(self, name: str, config: Callable[[str], str]) -> list[str]:
+        """Say why `name` is on although it was to be off."""
+        symbol = self._symbols[name]
+        on = [s for s in dict.fromkeys(symbol.selectors) if config(s) != "n"]
+        if on:
+            return [f"{s} selects it" for s in on]
+        if symbol.choice:
+            return ["it is one of a choice: one of its options must be on"]
+        if not symbol.prompt or symbol.default:
+            return ["its own default turns it on, and it cannot be set here"]
+        return ["another option selects it"]
 
 
 def _parsed(conditions: list[str]) -> Iterator[Expression]:
@@ -113,6 +139,7 @@ class _Reader:
             if match := _ENTRY.match(line):
                 current = self.symbols.setdefault(match[2], Symbol(match[2]))
                 current.needs.append([c for block in blocks for c in block])
+                current.choice = current.choice or "choice" in kinds
             elif word in ("if", "menu", "choice"):
                 blocks.append([rest] if word == "if" else [])
                 kinds.append(word)
@@ -129,7 +156,8 @@ class _Reader:
                 self.file(target, [c for block in blocks for c in block], depth + 1)
                 current = None
             elif word == "comment":
-                current = None
+                current = Symbol("")  # what follows is the comment's: it holds for no option
+                current.needs.append([])
             elif line.startswith("depends on "):
                 condition = line.removeprefix("depends on ").strip()
                 if current is not None:
@@ -138,6 +166,9 @@ class _Reader:
                     blocks[-1].append(condition)
             elif word == "visible" and kinds[-1] == "menu":
                 blocks[-1].append(rest.removeprefix("if").strip())
+            elif word in ("select", "imply") and current is not None:
+                target = rest.partition(" ")[0]
+                self.symbols.setdefault(target, Symbol(target)).selectors.append(current.name)
             elif current is not None:
                 _describe(current, line)
 
@@ -148,9 +179,12 @@ class _Reader:
 def _describe(symbol: Symbol, line: str) -> None:
     if match := _TYPE.match(line):
         symbol.type = symbol.type or match[2]
+        symbol.default = symbol.default or bool(match[1])
         if not match[1] and match[3][:1] in "\"'" and match[3]:
             symbol.prompt = True
             _prompt_condition(symbol, match[3])
+    elif line.startswith("default "):
+        symbol.default = True
     elif line.startswith("prompt "):
         symbol.prompt = True
         _prompt_condition(symbol, line.removeprefix("prompt "))

@@ -21,8 +21,8 @@ def ended_by_signals(*, deferred: bool = False) -> Iterator[Callable[[], None]]:
     The first signal raises KeyboardInterrupt: at once, or with `deferred` only when the function
     that is yielded is called, which threads need that must not be interrupted half-way through
     starting others. Further signals must not disturb the releasing and are passed over (`timeout`
-    and impatient people send two). Of no effect outside the main thread, where Python delivers no
-    signals.
+    and impatient people send two). A signal that is ignored stays so (nohup(1)). Of no effect
+    outside the main thread, where Python delivers no signals.
     """
     received: list[int] = []
 
@@ -38,7 +38,8 @@ def ended_by_signals(*, deferred: bool = False) -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    before = {s: signal.signal(s, note) for s in _SIGNALS}
+    heard = [s for s in _SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, note) for s in heard}
     try:
         yield check
     finally:

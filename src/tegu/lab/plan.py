@@ -13,6 +13,7 @@ from tegu.lab.disk import parse_size
 from tegu.lab.expect import Pattern, Text
 from tegu.lab.options import Bus, Network
 from tegu.lab.seed import DEFAULT_USER
+from tegu.lab.tap import Expected
 from tegu.lab.template import names
 from tegu.lab.userdata import check_user_data
 
@@ -86,6 +87,16 @@ class Variable(Table):
     default: str | None = None
 
 
+class KnownTest(Table):
+    """What is expected of one test of a step's TAP output instead of a pass."""
+
+    test: Annotated[str, Field(min_length=1)]
+    """Its name, without "selftests: "."""
+    expected: Expected
+    """"unstable": either is as good."""
+    reason: Annotated[str, Field(min_length=1)]
+
+
 class Step(Table):
     """One thing to do, and what must come of it. Exactly one of the actions is given."""
 
@@ -110,6 +121,10 @@ class Step(Table):
     exit: int | list[int] = 0
     stdout: Text | None = None
     stderr: Text | None = None
+    tap: bool = False
+    """Standard output is TAP; each of its tests becomes a result of its own."""
+    known: list[KnownTest] = Field(default_factory=list)
+    """Tests that do not pass, and why; any other that does not pass fails the step."""
     console: Text | None = None
     """Of what the machine has said on its console since its last start."""
     timeout: Seconds = 60
@@ -133,9 +148,13 @@ class Step(Table):
         if len(given) != 1:
             raise ValueError(f"needs exactly one of {', '.join(_ACTIONS)}")
         if given != ["run"]:
-            for key in ("root", "stdin", "exit", "stdout", "stderr"):
+            for key in ("root", "stdin", "exit", "stdout", "stderr", "tap"):
                 if key in self.model_fields_set:
                     raise ValueError(f"{key} goes with `run` only")
+        if self.known and not self.tap:
+            raise ValueError("known goes with `tap` only")
+        if len({k.test for k in self.known}) < len(self.known):
+            raise ValueError("known has a test twice")
         if self.on == "host" and self.root:
             raise ValueError("what runs on the host runs as the user who runs the plan")
         return self

@@ -22,7 +22,7 @@ from tegu.lab.machine import Machine
 from tegu.lab.plan import MachinePlan, Plan, Step
 from tegu.lab.qemu import QemuMachine
 from tegu.lab.results import MachineReport, Report, StepResult
-from tegu.lab.steps import Context, Outcome, perform
+from tegu.lab.steps import Context, Outcome, kept, perform
 
 __all__ = ["Event", "plan_variables", "run_plan"]
 
@@ -225,8 +225,7 @@ class _Run:
 
     def _step(self, machine: Machine, step: Step) -> None:
         context = Context(machine, self.spec, self.variables, self.started)
-        self._record(step.name, lambda: perform(step, context), step, context)
-        result = self.results[-1]
+        result = self._record(step.name, lambda: perform(step, context), step, context)
         if result.status == "passed" and step.id is not None:
             self.succeeded.add(step.id)
         if step.action == "power_off" and result.status == "passed":
@@ -242,7 +241,7 @@ class _Run:
         work: Callable[[], Outcome],
         step: Step | None = None,
         context: Context | None = None,
-    ) -> None:
+    ) -> StepResult:
         """Do `work`, again if the step says so, and note what came of it."""
         if self.stop.is_set():
             raise MachineError("interrupted")
@@ -275,8 +274,19 @@ class _Run:
             stdout=outcome.stdout,
             stderr=outcome.stderr,
         )
+        self._keep(result)
+        for verdict in outcome.tests:
+            # The time is the step's: TAP does not say what each of its tests took.
+            said = kept(verdict.test.output)
+            part = f"{name}: {verdict.test.name}"
+            self._keep(
+                StepResult(part, verdict.status, 0.0, verdict.message, "test", "", 1, stdout=said)
+            )
+        return result
+
+    def _keep(self, result: StepResult) -> None:
         self.results.append(result)
-        self.on_event(Event(self.spec.name, name, result))
+        self.on_event(Event(self.spec.name, result.name, result))
 
     def _skip(self, step: Step, why: str) -> None:
         result = StepResult(step.name, "skipped", 0.0, why, step.action, step.run or "")

@@ -15,21 +15,26 @@ from tegu.lab.machine import Machine, Result
 from tegu.lab.plan import MachinePlan, Step
 from tegu.lab.qemu import QemuMachine
 from tegu.lab.remote import SshMachine
+from tegu.lab.tap import Known, Verdict, judge, parse_tap
 from tegu.lab.template import fill
 
-__all__ = ["Context", "Outcome", "perform"]
+__all__ = ["Context", "Outcome", "kept", "perform"]
 
 _KEPT: Final = 256 * 1024  # characters of a command's output that go into the report
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`problems`: one message for each expectation that does not hold."""
+    """`problems`: one message for each expectation that does not hold.
+
+    `tests` are those that a step's TAP output reports.
+    """
 
     problems: tuple[str, ...] = ()
     exit_code: int | None = None
     stdout: str = ""
     stderr: str = ""
+    tests: tuple[Verdict, ...] = ()
 
 
 @dataclass
@@ -96,8 +101,23 @@ def _run(step: Step, line: str, context: Context, values: Mapping[str, str]) -> 
         problems += check_text(done.stdout, step.stdout, values, "stdout")
     if step.stderr is not None:
         problems += check_text(done.stderr, step.stderr, values, "stderr")
+    tests: list[Verdict] = []
+    if step.tap:
+        tests, wrong = _of_tap(step, done.stdout)
+        problems += wrong
     problems += _of_console(step, context, values)
-    return Outcome(tuple(problems), done.exit_code, _kept(done.stdout), _kept(done.stderr))
+    # With tests of their own, the output is kept once: with them.
+    said = "" if tests else kept(done.stdout)
+    return Outcome(tuple(problems), done.exit_code, said, kept(done.stderr), tuple(tests))
+
+
+def _of_tap(step: Step, text: str) -> tuple[list[Verdict], list[str]]:
+    found, problems = parse_tap(text)
+    known = [Known(k.test, k.expected, k.reason) for k in step.known]
+    verdicts, absent = judge(found, known)
+    problems += [v.message for v in verdicts if v.status == "failed"]
+    problems += [f"{name}: it is known, but did not run" for name in absent]
+    return verdicts, problems
 
 
 def _of_exit(step: Step, done: Result) -> list[str]:
@@ -119,7 +139,8 @@ def _of_console(step: Step, context: Context, values: Mapping[str, str]) -> list
     return check_text(said, step.console, values, "the console")
 
 
-def _kept(text: str) -> str:
+def kept(text: str) -> str:
+    """Return as much of a command's output as goes into a report."""
     if len(text) <= _KEPT:
         return text
     return f"{text[:_KEPT]}\n... cut, {len(text) - _KEPT} characters more"

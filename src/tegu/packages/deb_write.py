@@ -22,7 +22,7 @@ from typing import Literal
 from tegu.errors import UnsupportedError, UsageError
 from tegu.files import atomic_file
 
-__all__ = ["Compression", "DebEntry", "stored_gzip", "write_deb"]
+__all__ = ["Compression", "DebEntry", "stored_gzip", "with_parents", "write_deb"]
 
 Compression = Literal["none", "stored", "gz", "xz", "zst"]
 _SCRIPTS = frozenset({"preinst", "postinst", "prerm", "postrm", "config"})
@@ -64,7 +64,7 @@ def write_deb(
     `scripts` has maintainer scripts and other control members (`triggers`, ...) by name.
     `timestamp` is in seconds since the epoch. Raises UsageError when something does not fit.
     """
-    entries = _with_parents(files)
+    entries = with_parents(files)
     for path in conffiles:
         if entries.get(path) is None or entries[path].content is None:
             raise UsageError(f"conffile {path} is not a file of the package")
@@ -99,7 +99,11 @@ def write_deb(
     return out
 
 
-def _with_parents(files: Iterable[DebEntry]) -> dict[str, DebEntry]:
+def with_parents(files: Iterable[DebEntry]) -> dict[str, DebEntry]:
+    """Return the entries by path, with the directories above them.
+
+    Raises UsageError for a path that is odd, is there twice, or lies below what is no directory.
+    """
     entries: dict[str, DebEntry] = {}
     for entry in files:
         path = entry.path

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tegu.kernel.hardening import check_hardening, read_accepted
     from tegu.kernel.history import History
     from tegu.kernel.mail import backport_request
+    from tegu.kernel.objects import build_objects
     from tegu.kernel.missing import Findings, Missing, find_missing, with_files
     from tegu.kernel.picking import pick
     from tegu.kernel.recipe import Recipe, load_recipe
@@ -32,6 +33,7 @@ __all__ = [
     "Repo",
     "backport_request",
     "build_kernel",
+    "build_objects",
     "built_sources",
     "check_config",
     "check_hardening",
@@ -56,6 +58,7 @@ _HOMES = {
     "Repo": "tegu.kernel.gitrepo",
     "backport_request": "tegu.kernel.mail",
     "build_kernel": "tegu.kernel.build",
+    "build_objects": "tegu.kernel.objects",
     "built_sources": "tegu.kernel.build",
     "check_config": "tegu.kernel.build",
     "check_hardening": "tegu.kernel.hardening",

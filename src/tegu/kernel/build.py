@@ -227,7 +227,7 @@ def last_built(store: Store, release: str | None = None) -> Path | None:
 
 def _newest(store: Store, release: str | None) -> Path | None:
     trees = [
-        (path.stat().st_mtime, path.parent)
+        (path.parent.stat().st_mtime, path.parent)  # the store sets it at each use
         for path in (store.root / KIND).glob(f"*/{_FACTS}")
         if release in (None, json.loads(path.read_text())["release"])
     ]

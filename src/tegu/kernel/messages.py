@@ -116,8 +116,9 @@ def _fixes(body: list[str], footers: Sequence[str]) -> list[Reference]:
         if match is None:
             continue
         rest = line[match.end() :]
-        if rest.count("(") > rest.count(")") and number + 1 < len(body):
-            rest = f"{rest} {body[number + 1]}"  # a long subject that was wrapped
+        wrapped = rest.count("(") > rest.count(")") and not rest.endswith(")")
+        if wrapped and number + 1 < len(body):
+            rest = f"{rest} {body[number + 1]}"
         found += _references(rest)
     return found
 

@@ -1,9 +1,10 @@
 """Which fixes a kernel tree lacks: mainline commits that mend something the tree has.
 
 A tree *has* a commit when it is in its history, or when it has a backport of it or of another copy
-of the same change, and nothing that still stands reverts it, in the tree or before it was branched. A mainline commit is *missing* when it stands (no later revert
-that itself stands), the tree has not got it and never had and dropped it, and it names by `Fixes:`
-or as a revert something that the tree has, or that another missing one would bring.
+of the same change, and nothing that still stands reverts it, in the tree or before it was branched.
+A mainline commit is *missing* when it stands (no later revert that itself stands), the tree has not
+got it and never had and dropped it, and it names by `Fixes:` or as a revert something that the tree
+has, or that another missing one would bring.
 """
 
 from __future__ import annotations

@@ -126,10 +126,10 @@ def test_a_commit_without_a_message(work: Work) -> None:
 
 MAKEFILE = """
 MAKEFLAGS += -r
-allnoconfig prepare:
-\t@cp $(KCONFIG_ALLCONFIG) .config 2>/dev/null || true
-obj-y := a.o net/b.o
-$(obj-y): %.o: %.c
+allnoconfig:
+\t@mkdir -p include/config; cp $(KCONFIG_ALLCONFIG) .config; touch include/config/auto.conf
+prepare:
+%.o: %.c
 \tgcc -c -o $@ $<
 """
 
@@ -139,17 +139,28 @@ def test_what_was_touched_is_compiled(work: Work, monkeypatch: pytest.MonkeyPatc
     if subprocess.run(probe, capture_output=True).returncode != 0:
         pytest.skip("this machine refuses mount namespaces")
     monkeypatch.setattr("tegu.kernel.objects.require_toolchain", lambda: None)
-    for name in ("net", "scripts", "drivers"):
-        (work.path / name).mkdir()
-    files = {"Makefile": MAKEFILE, "Kconfig": "", "scripts/Makefile.build": ""}
-    sources = {"a.c": "int a;\n", "net/b.c": "int b;\n", "drivers/c.c": "int c;\n", "a.h": ""}
+    kernel = {
+        "Makefile": MAKEFILE,
+        "Kconfig": "",
+        "scripts/Makefile.build": "",
+        "scripts/Kbuild.include": "",
+        "net/Makefile": "obj-y += whole.o ipv4/\nwhole-y := part.o\nobj-$(CONFIG_OUT) += out.o",
+        "net/ipv4/Kbuild": "obj-m := tcp.o",
+        "arch/x86/kernel/Makefile": "obj-y := cpu.o",
+    }
+    sources = (
+        *("net/part.c", "net/out.c", "net/ipv4/tcp.c", "net/ipv6/tcp.c"),
+        *("arch/x86/kernel/cpu.c", "arch/arm/kernel/cpu.c"),
+    )
+    for name in (*kernel, *sources):
+        (work.path / name).parent.mkdir(parents=True, exist_ok=True)
     work.git("checkout", "-q", "stable")
-    start = work.commit("a kernel", "", {**files, **sources})
+    start = work.commit("a kernel", "", {**kernel, **dict.fromkeys(sources, "int a;\n")})
     work.git("checkout", "-q", "mainline")
     work.git("reset", "-q", "--hard", "stable")
-    names = ("a.c", "drivers/c.c", "a.h", "Kconfig")
-    good = work.commit("good", "", {n: "long x;\n" if n.endswith("c") else "#\n" for n in names})
-    bad = work.commit("bad", "", {"net/b.c": "int b\n"})
+    names = (*sources, "net/a.h", "Kconfig")
+    good = work.commit("good", "", dict.fromkeys(names, "long x;\n"))
+    bad = work.commit("bad", "", {"net/part.c": "int b\n"})
     recipe = load_recipe(write(work.path.parent))
 
     def check(tree: Path, paths: list[str], timestamp: int) -> Objects:
@@ -158,14 +169,15 @@ def test_what_was_touched_is_compiled(work: Work, monkeypatch: pytest.MonkeyPatc
     repo = Repo(work.path)
     picked = pick(repo, [good], start, "review", work.store, check=check)
     assert picked.objects is not None
-    assert picked.objects.built == ("a.o",)
+    assert set(picked.objects.built) == {"arch/x86/kernel/cpu.o", "net/ipv4/tcp.o", "net/part.o"}
+    out = "our configuration does not build it"
     assert picked.objects.left == {
         "Kconfig": "not a source of the compiler",
-        "a.h": "a header: compiled with what includes it",
-        "drivers/c.c": "our configuration does not build it",
+        "net/a.h": "a header: compiled with what includes it",
+        **dict.fromkeys(("arch/arm/kernel/cpu.c", "net/ipv6/tcp.c", "net/out.c"), out),
     }
-    with pytest.raises(BuildError, match=r"make net/b.o failed: net/b.c:1:\d+: error:"):
-        pick(repo, [bad], start, "second", work.store, check=check)
+    with pytest.raises(BuildError, match=r"make net/part.o failed: net/part.c:1:\d+: error:"):
+        pick(repo, [bad], good, "second", work.store, check=check)
     assert "second" not in work.git("branch")
 
 

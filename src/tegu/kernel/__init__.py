@@ -12,20 +12,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tegu.kernel.bootfiles import package_version, unpack_kernel
     from tegu.kernel.build import Built, build_kernel, built_sources, check_config, last_built
+    from tegu.kernel.commits import CommitLine, commit_builder
     from tegu.kernel.cves import read_cves
     from tegu.kernel.gitrepo import Repo
     from tegu.kernel.hardening import check_hardening, read_accepted
     from tegu.kernel.history import History
     from tegu.kernel.mail import backport_request
-    from tegu.kernel.objects import build_objects
     from tegu.kernel.missing import Findings, Missing, find_missing, with_files
+    from tegu.kernel.objects import build_objects
     from tegu.kernel.picking import pick
     from tegu.kernel.recipe import Recipe, load_recipe
     from tegu.kernel.status import patch_status, source_status, tree_status
 
 __all__ = [
     "Built",
+    "CommitLine",
     "Findings",
     "History",
     "Missing",
@@ -37,19 +40,26 @@ __all__ = [
     "built_sources",
     "check_config",
     "check_hardening",
+    "commit_builder",
     "find_missing",
     "last_built",
     "load_recipe",
+    "package_version",
     "patch_status",
     "pick",
     "read_accepted",
     "read_cves",
     "source_status",
     "tree_status",
+    "unpack_kernel",
     "with_files",
 ]
 
 _HOMES = {
+    "package_version": "tegu.kernel.bootfiles",
+    "unpack_kernel": "tegu.kernel.bootfiles",
+    "commit_builder": "tegu.kernel.commits",
+    "CommitLine": "tegu.kernel.commits",
     "Built": "tegu.kernel.build",
     "Findings": "tegu.kernel.missing",
     "History": "tegu.kernel.history",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tegu.errors import BuildError
 from tegu.kernel.build import CCACHE
 from tegu.kernel.fragments import merged_text
 from tegu.kernel.kbuild import Kbuild
@@ -20,6 +19,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Objects", "build_objects", "is_kernel"]
 
+_OUT = "our configuration does not build it"
+_QUERY_FILE = ".tegu-objects.mk"
+_QUERY = """\
+srctree := .
+objtree := .
+include include/config/auto.conf
+include scripts/Kbuild.include
+obj := $(D)
+src := $(D)
+include $(firstword $(wildcard $(D)/Kbuild $(D)/Makefile))
+with-parts = $(1) $($(1:.o=-y)) $($(1:.o=-objs)) $($(1:.o=-m))
+.PHONY: tegu-objects
+tegu-objects:
+\t@echo 'tegu-has: $(foreach o,$(obj-y) $(obj-m) $(lib-y) $(lib-m),$(call with-parts,$(o)))'
+"""
 _KBUILD = ("Makefile", "Kconfig", "scripts/Makefile.build")
 
 
@@ -78,18 +92,13 @@ def build_objects(
     kbuild.configure(Path(fragment.name))
     tell("prepare")
     kbuild.make("prepare", say=say)
-    built = []
-    for path in sources:
-        name = f"{path.rpartition('.')[0]}.o"
-        tell(f"compile {path}")
-        try:
-            kbuild.make(name)
-        except BuildError as e:
-            if not _no_rule(e.message, name):
-                raise
-            left[path] = "our configuration does not build it"
-        else:
-            built.append(name)
+    names = {p: f"{p.rpartition('.')[0]}.o" for p in sources}
+    wanted = _configured(kbuild, names.values())
+    left |= {p: _OUT for p, name in names.items() if name not in wanted}
+    built = [name for name in names.values() if name in wanted]
+    if built:
+        tell(f"compile {' '.join(built)}")
+        kbuild.make(*built)
     log.unlink(missing_ok=True)
     return Objects(tuple(built), left)
 
@@ -107,6 +116,37 @@ def _reason(tree: Path, path: str) -> str:
     return ""
 
 
-def _no_rule(message: str, name: str) -> bool:
-    """Say whether make knows no way to `name`, or to its directory: it is configured out."""
-    return "No rule to make target" in message and (f"'{name}'" in message)
+def _configured(kbuild: Kbuild, objects: Iterable[str]) -> set[str]:
+    """Return those of `objects` that the configuration builds.
+
+    make would compile any file that is asked for by name; so the Makefiles are read (by make) down
+    to each, as Documentation/kbuild/makefiles.rst has them: a directory's lists of objects, parts
+    of composite ones, and directories below.
+    """
+    (kbuild.tree / _QUERY_FILE).write_text(_QUERY)
+    known: dict[str, frozenset[str]] = {}
+
+    def listed(directory: str) -> frozenset[str]:
+        if directory not in known:
+            text = kbuild.make("-s", "-f", _QUERY_FILE, f"D={directory}", "tegu-objects")
+            words = (line.partition(":")[2] for line in text.splitlines() if "tegu-has:" in line)
+            known[directory] = frozenset(" ".join(words).split())
+        return known[directory]
+
+    def reached(directory: str, rest: str) -> bool:
+        if rest in (entries := listed(directory)):
+            return True
+        parts = rest.split("/")
+        below = (("/".join(parts[:n]), "/".join(parts[n:])) for n in range(1, len(parts)))
+        return any(f"{d}/" in entries and reached(f"{directory}/{d}", r) for d, r in below)
+
+    found = set()
+    for name in objects:
+        parts = name.split("/")
+        # The top's lists are spread over several files; what is below is asked.
+        depth = 3 if parts[0] == "arch" else 1
+        if parts[0] == "arch" and parts[1] != kbuild.recipe.facts.srcarch:
+            continue
+        if len(parts) <= depth or reached("/".join(parts[:depth]), "/".join(parts[depth:])):
+            found.add(name)
+    return found

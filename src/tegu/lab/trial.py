@@ -19,6 +19,7 @@ from tegu.lab.results import Report
 from tegu.lab.runner import run_plan
 from tegu.lab.seed import Seed
 from tegu.lab.subject import plan_options
+from tegu.process import run
 
 __all__ = ["SKIP", "Bootable", "TrialSettings", "try_command", "try_plan"]
 
@@ -156,10 +157,24 @@ class _TrialMachine(QemuMachine):
             return seconds
         modules, self._modules = self._modules, None
         place = f"/usr/lib/modules/{modules.name}"
-        self.copy_in(modules, "/tmp/tegu-modules", timeout=900)
+        # One file is copied far quicker than thousands, and links stay what they are.
+        archive = self.record.directory / "modules.tar"
+        tar: list[str | Path] = [
+            "tar",
+            "--owner=0",
+            "--group=0",
+            "-C",
+            modules.parent,
+            "-cf",
+            archive,
+            modules.name,
+        ]
+        run(tar, timeout=300)
+        self.copy_in(archive, "/tmp/tegu-modules.tar", timeout=900)
+        archive.unlink()
         done = self.run(
-            f"rm -rf {place} && mkdir -p /usr/lib/modules && mv /tmp/tegu-modules {place} && "
-            f"chown -R 0:0 {place}",
+            f"rm -rf {place} && mkdir -p /usr/lib/modules && "
+            "tar -C /usr/lib/modules -xf /tmp/tegu-modules.tar && rm /tmp/tegu-modules.tar",
             root=True,
             timeout=300,
         )

@@ -197,9 +197,9 @@ def _history(scratch: Path, *, quick: bool) -> Indexed:
     started = time.monotonic()
     pair = History(repo, Store(scratch / "store")).pair("mainline", "stable")
     indexed = time.monotonic()
-    found = {m.commit.id for m in find_missing(pair, repo).missing}
+    found = world.changes(m.commit.id for m in find_missing(pair, repo).missing)
     searched = time.monotonic()
-    right = len(found & world.truth)
+    right = len(set(found) & world.truth)
     return Indexed(
         pair.read,
         indexed - started,

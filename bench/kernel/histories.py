@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import random
 import subprocess
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,11 @@ WORDS = ("fix", "add", "use", "drop", "move", "check", "avoid", "handle", "split
 
 @dataclass
 class Made:
-    """One commit: its id, what it is (`origin` for a backport), what it truly mends or undoes."""
+    """One commit: its id, what it truly mends or undoes.
+
+    `change` is the first commit of the same change: mainline has some twice, some again after the
+    revert that is in `restores`.
+    """
 
     id: str
     subject: str
@@ -30,8 +36,9 @@ class Made:
     mends: tuple[str, ...] = ()
     undoes: tuple[str, ...] = ()
     brings: tuple[str, ...] = ()
+    restores: str = ""
     body: str = ""
-    origin: str | None = None
+    change: str = ""
 
 
 @dataclass
@@ -44,6 +51,7 @@ class Maker:
     marks: dict[str, int] = field(default_factory=dict)
     clock: int = START
     commits: dict[str, Made] = field(default_factory=dict)
+    subjects: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -86,7 +94,9 @@ class Maker:
             self.stream.append(f"{word} :{self.marks[parent]}\n".encode())
         self.stream.append(b"\n")
         made = Made(name, subject, author, time, merge=len(parents) > 1, body=body, **facts)  # type: ignore[arg-type]
+        made.change = made.change or name
         self.commits[name] = made
+        self.subjects[subject] += made.change == name
         return made
 
     def write(self, repository: Path) -> None:
@@ -103,11 +113,15 @@ class Maker:
 
 @dataclass
 class World:
-    """A mainline and a tree, and the commits that the tree lacks, by the rules of the game."""
+    """A mainline and a tree, and the changes that the tree lacks, by the rules of the game."""
 
     maker: Maker
     truth: set[str]
     declined: set[str]
+
+    def changes(self, commits: Iterable[str]) -> list[str]:
+        """Return the changes that `commits` are, one for each: naming one twice is a mistake."""
+        return [self.maker.commits[c].change for c in commits]
 
 
 def make_world(seed: int, *, shared: int = 150, mainline: int = 500, tree: int = 200) -> World:
@@ -135,6 +149,8 @@ class _Mainline:
         self.branch = "shared"
         self.order: list[str] = []
         self.alive: set[str] = set()
+        self.copies: dict[str, list[str]] = {}
+        self.undone: list[tuple[str, str]] = []  # a change, and the revert that took it out
         root = maker.commit(self.branch, [], "Linux 6.0", "")
         self.tip = root.id
         self._note(root)
@@ -142,19 +158,26 @@ class _Mainline:
     def _note(self, made: Made) -> None:
         self.order.append(made.id)
         self.alive.add(made.id)
+        self.copies.setdefault(made.change, []).append(made.id)
         for target in made.undoes:
             self._undo(target)
+        if made.restores:
+            self.alive.discard(made.restores)
+            self.alive.update(self._copies(made.id))
+
+    def _copies(self, target: str) -> list[str]:
+        return self.copies[self.maker.commits[target].change]
 
     def _undo(self, target: str) -> None:
-        self.alive.discard(target)
         made = self.maker.commits[target]
+        self.alive.difference_update(self._copies(target))
         for other in made.undoes:  # a revert of a revert
             self._redo(other)
         for other in made.brings:
             self._undo(other)
 
     def _redo(self, target: str) -> None:
-        self.alive.add(target)
+        self.alive.update(self._copies(target))
         for other in self.maker.commits[target].undoes:
             self._undo(other)
         for other in self.maker.commits[target].brings:
@@ -177,6 +200,9 @@ class _Mainline:
         if roll < 7.5:
             self._revert_merge()
             return
+        if self.maker.chance(2):
+            self._again()
+            return
         made = self.change([self.tip], self.branch, roll)
         self.tip = made.id
 
@@ -184,6 +210,8 @@ class _Mainline:
         maker = self.maker
         if roll < 15 and (old := self._any(reverts=roll >= 13)) is not None:
             made = maker.commit(branch, parents, *self._revert(old), undoes=(old.id,))
+            if parents == [self.tip]:
+                self.undone.append((old.change, made.id))
         elif roll < 48 and (old := self._any()) is not None:
             mends = [old]
             if maker.chance(8) and (second := self._any()) is not None:
@@ -197,6 +225,35 @@ class _Mainline:
             made = maker.commit(branch, parents, maker.subject(), self._prose())
         self._note(made)
         return made
+
+    def _again(self) -> None:
+        """Bring a change a second time: as it is in another branch, or after it was reverted."""
+        maker = self.maker
+        copied = {m for m, all_ in self.copies.items() if len(all_) > 1}
+        gone = [
+            (old, undo)
+            for change, undo in self.undone[-20:]
+            if undo in self.alive
+            and (old := maker.commits[change]).change not in copied
+            and not old.undoes
+        ]
+        undo = ""
+        if gone and maker.chance(40):
+            old, undo = maker.random.choice(gone)
+        else:
+            other = self._any()
+            if other is None or other.change in copied:
+                return
+            old = other
+        body = old.body
+        if maker.chance(60):
+            body += f"\n(cherry picked from commit {old.id})"
+        made = maker.commit(
+            self.branch, [self.tip], old.subject, body, author=old.author, time=old.time,
+            mends=old.mends, restores=undo, change=old.change,
+        )  # fmt: skip
+        self._note(made)
+        self.tip = made.id
 
     def _prose(self) -> str:
         old = self._any()
@@ -225,14 +282,21 @@ class _Mainline:
                 f'Fixes: commit {name} ("{old.subject}")',
                 f'Fixes: {name}: "{old.subject}"',
                 f'Fixes: {old.id[::-1][:12]} ("{old.subject}")',  # of a tree that was rebased
+                f'Fixes: {name} ("{old.subject}") # 5.10',
             ],
-            [80, 6, 4, 4, 4, 1],
+            [80, 6, 4, 4, 4, 2, 2],
         )[0]
 
     def _revert(self, old: Made) -> tuple[str, str]:
         title = f'Revert "{old.subject}"'
-        form = self.maker.random.randrange(10)
-        if form < 6:
+        form = self.maker.random.randrange(12)
+        if form == 10 and self.maker.subjects[old.subject] == 1:
+            return title, "It broke a machine."  # only the subject says what
+        if form == 11:
+            return f"{old.subject.partition(':')[0]}: undo it", (
+                f"This reverts the following commits:\n\n - {old.id[:12]}\n\nWords."
+            )
+        if form < 6 or form == 10:
             return title, f"This reverts commit {old.id}.\n\nIt broke things."
         if form < 8:
             return title, f'This reverts commit {old.id[:12]} ("{old.subject}").\n\nBad.'
@@ -292,26 +356,33 @@ class _Tree:
         self.line = line
         self.tip = base
         self.common = common
-        self.candidates = [
-            i for i in line.order if i not in set(common) and not maker.commits[i].merge
-        ]
-        self.has = dict.fromkeys(common, True)
+        self.new = set(line.order) - set(common)
+        self.candidates = [i for i in line.order if i in self.new and not maker.commits[i].merge]
         self.alive_common = self._settled()
+        self.has = {self._change(i): i in self.alive_common for i in common}
         self.backports: dict[str, str] = {}  # tree id -> mainline id
         self.standing: set[str] = set()
         self.ever: set[str] = set()
 
+    def _change(self, name: str) -> str:
+        return self.maker.commits[name].change
+
     def _settled(self) -> set[str]:
         """Return what stands of the shared commits at the point of the branch."""
         alive: set[str] = set()
+        copies: dict[str, list[str]] = {}
         for name in self.common:
             made = self.maker.commits[name]
             alive.add(name)
+            copies.setdefault(made.change, []).append(name)
+            if made.restores:
+                alive.discard(made.restores)
+                alive.update(copies[made.change])
             stack = [(t, False) for t in made.undoes]
             while stack:
                 target, again = stack.pop()
                 other = self.maker.commits[target]
-                (alive.add if again else alive.discard)(target)
+                (alive.update if again else alive.difference_update)(copies[other.change])
                 stack += [(t, not again) for t in other.undoes] if not again else []
                 stack += [(t, again) for t in other.brings]
         return alive
@@ -325,7 +396,7 @@ class _Tree:
         elif roll < 79:
             self._revert_common()
         elif roll < 82:
-            gone = [i for i in self.ever if not self.has.get(i)]
+            gone = [i for i in self.ever if not self.has.get(i) and i in self.new]
             if gone:
                 self._backport(self.maker.random.choice(sorted(gone)))
         else:
@@ -338,9 +409,9 @@ class _Tree:
 
     def _backport(self, name: str) -> None:
         old = self.maker.commits[name]
-        if self.has.get(name):
+        if self.has.get(old.change):
             return
-        if old.undoes and not all(self.has.get(t) for t in old.undoes):
+        if old.undoes and not all(self.has.get(self._change(t)) for t in old.undoes):
             return  # a revert of what is not there does not apply
         if any(self.maker.commits[t].merge for t in old.undoes):
             return
@@ -358,8 +429,10 @@ class _Tree:
         elif form < 16:
             made = self._add(subject, f"[ Upstream commit {name} ]\n\n{old.body}", **keep)
         else:
-            made = self._add(subject, f"{old.body}\n(cherry picked from commit {name})", **keep)
-        made.origin = name
+            where = [f"(cherry picked from commit {name})"]
+            if form == 18:  # by way of a tree that nobody has
+                where.insert(0, f"(cherry picked from commit {name[::-1]})")
+            made = self._add(subject, "\n".join([old.body, *where]), **keep)
         self._stand(made.id, name)
         for target in old.undoes:
             self._fall(target)
@@ -367,12 +440,14 @@ class _Tree:
     def _stand(self, here: str, name: str) -> None:
         self.backports[here] = name
         self.standing.add(here)
-        self.ever.add(name)
-        self.has[name] = True
+        self.ever.add(self._change(name))
+        self.has[self._change(name)] = True
 
     def _fall(self, name: str) -> None:
-        self.has[name] = False
-        self.standing -= {h for h, n in self.backports.items() if n == name}
+        change = self._change(name)
+        self.has[change] = False
+        self.ever.add(change)
+        self.standing -= {h for h, n in self.backports.items() if self._change(n) == change}
 
     def _revert_backport(self) -> None:
         pool = sorted(h for h in self.standing if not self.maker.commits[self.backports[h]].undoes)
@@ -399,14 +474,13 @@ class _Tree:
             self._stand(here, name)
 
     def _ambiguous(self, here: str) -> bool:
-        subject = self.maker.commits[here].subject
-        return sum(m.subject == subject for m in self.maker.commits.values()) > 2
+        return self.maker.subjects[self.maker.commits[here].subject] > 2
 
     def _revert_common(self) -> None:
         pool = [
             i
             for i in self.common[1:]
-            if self.has[i]
+            if self.has[self._change(i)]
             and i in self.alive_common
             and not self.maker.commits[i].undoes
             and not self.maker.commits[i].merge
@@ -415,17 +489,27 @@ class _Tree:
             return
         name = self.maker.random.choice(pool)
         subject = self.maker.commits[name].subject
-        self._add(f'Revert "{subject}"', f"This reverts commit {name}.\n\nNot for us.")
-        self.has[name] = False
+        body = f"This reverts commit {name}.\n\nNot for us."
+        if self.maker.chance(30) and self.maker.subjects[subject] == 1:
+            body = "Not for us."
+        self._add(f'Revert "{subject}"', body)
+        self._fall(name)
 
 
 def _truth(line: _Mainline, stable: _Tree, common: set[str]) -> tuple[set[str], set[str]]:
     needed: set[str] = set()
     declined: set[str] = set()
+    commits = line.maker.commits
+
+    def there(name: str) -> bool:
+        return bool(stable.has.get(commits[name].change))
+
     for name in line.order:
-        made = line.maker.commits[name]
-        if name in common or made.merge or name not in line.alive or stable.has.get(name):
+        made = commits[name]
+        if name in common or made.merge or name not in line.alive or there(name):
             continue
-        if any(stable.has.get(t) or t in needed for t in (*made.mends, *made.undoes)):
-            (declined if name in stable.ever else needed).add(name)
+        restores = made.restores and there(made.restores)
+        if any(there(t) or commits[t].change in needed for t in (*made.mends, *made.undoes)):
+            dropped = made.change in stable.ever and not restores
+            (declined if dropped else needed).add(made.change)
     return needed, declined

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tegu.cli.output import print_json, print_table, progress
+from tegu.cli.output import print_json, print_table, progress, spinner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tegu.kernel.gitrepo import Repo as GitRepo
     from tegu.kernel.history import Pair
+    from tegu.kernel.objects import Objects
 
 __all__ = ["add_to"]
+
+_HEADERS = ("From", "To", "Cc", "Subject", "Date", "Message-ID")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Recipe = Annotated[
@@ -44,13 +49,13 @@ def add_to(app: typer.Typer) -> None:
     )(mail)
 
 
-def _pair(repo: GitRepo, mainline: str, tree: str) -> Pair:
+def _pair(repo: GitRepo, mainline: str, tree: str, footers: Sequence[str] = ()) -> Pair:
     from tegu.kernel import History
     from tegu.store import Store
 
     with progress() as bar:
         task = bar.add_task("read commits", total=None)
-        return History(repo, Store.default()).pair(
+        return History(repo, Store.default(), footers).pair(
             mainline, tree, lambda done, all_: bar.update(task, completed=done, total=all_)
         )
 
@@ -137,6 +142,10 @@ def missing(
     cves: Annotated[
         Path | None, typer.Option(help="A copy of the kernel's CVE list (vulns.git).")
     ] = None,
+    footer: Annotated[
+        list[str] | None,
+        typer.Option(help="A footer that names what is mended, beside `Fixes:`; repeatable."),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also what our configuration does not build.")
     ] = False,
@@ -155,10 +164,11 @@ def missing(
 
     opened = GitRepository(repo)
     known = read_cves(cves) if cves is not None else {}
-    pair = _pair(opened, mainline, tree)
+    pair = _pair(opened, mainline, tree, footer or ())
     findings = find_missing(pair, opened)
-    built = built_sources(Store.default(), load_recipe(recipe).release)
-    if built is None:
+    ours = opened.has_file(pair.tree_tip, "scripts/Makefile.build")  # else it is no kernel
+    built = built_sources(Store.default(), load_recipe(recipe).release) if ours else None
+    if ours and built is None:
         note("our kernel was not built here yet: it is not known which files it uses")
     found = with_files(findings.missing, opened, built, known)
     listed = found if everything else [m for m in found if m.built is not False]
@@ -213,21 +223,58 @@ def pick(
     repo: Repo,
     branch: Annotated[str, typer.Option("--branch", "-b", help="Name of the new branch.")],
     tree: Tree = "HEAD",
+    mainline: Mainline = "origin/master",
+    recipe: Recipe = None,
+    build: Annotated[
+        bool, typer.Option("--build/--no-build", help="Compile the files that are touched.")
+    ] = True,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Jobs [CPUs].")] = None,
     as_json: Json = False,
 ) -> None:
     """Pick commits onto a tree, as a new branch; the work tree is not touched.
 
-    All apply, or there is no branch.
+    All apply, and the files that they touch compile with our kernel's configuration, or there is no
+    branch.
     """
     from tegu.kernel import Repo as GitRepository
+    from tegu.kernel import build_objects, load_recipe
     from tegu.kernel import pick as pick_commits
+    from tegu.store import Store
 
-    picked = pick_commits(GitRepository(repo), commits, tree, branch)
+    store = Store.default()
+    loaded = load_recipe(recipe)
+    with spinner() as say:
+
+        def check(work: Path, paths: list[str], timestamp: int) -> Objects:
+            return build_objects(
+                loaded, store, work, paths, timestamp=timestamp, jobs=jobs, say=say
+            )
+
+        picked = pick_commits(
+            GitRepository(repo),
+            commits,
+            tree,
+            branch,
+            store,
+            mainline=mainline,
+            check=check if build else None,
+        )
+    objects = picked.objects
     if as_json:
-        print_json({"branch": picked.branch, "commits": picked.commits})
+        print_json(
+            {
+                "branch": picked.branch,
+                "commits": picked.commits,
+                "built": list(objects.built) if objects else [],
+                "not_built": objects.left if objects else {},
+            }
+        )
         return
-    print_table(["commit", "as"], [[old[:12], new[:12]] for old, new in picked.commits.items()])
-    print(f"branch {picked.branch}")
+    rows = [[old[:12], new[:12]] for old, new in picked.commits.items()]
+    if objects:
+        rows += [[name, "compiled"] for name in objects.built]
+        rows += [[name, f"not compiled: {why}"] for name, why in objects.left.items()]
+    print_table(["", ""], [*rows, ["branch", picked.branch]])
 
 
 def mail(
@@ -239,19 +286,43 @@ def mail(
     source: Annotated[
         Path | None, typer.Option(help="A kernel tree whose get_maintainer.pl is asked for Cc.")
     ] = None,
+    mainline: Mainline = "origin/master",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write the letter that asks the stable maintainers for a backport. Nothing is sent."""
+    from email import message_from_bytes
+    from email.policy import default
+
+    from tegu.errors import UsageError
     from tegu.files import write_atomic
     from tegu.kernel import Repo as GitRepository
     from tegu.kernel import backport_request
 
+    if output is not None and output.is_dir():
+        raise UsageError(f"{output} is a directory", hint="name the file to write")
     letter = backport_request(
-        GitRepository(repo), commit, series=series, why=why, sender=sender, source=source
+        GitRepository(repo),
+        commit,
+        series=series,
+        why=why,
+        sender=sender,
+        source=source,
+        mainline=mainline,
     )
-    if output is None:
-        sys.stdout.buffer.write(letter)
-    else:
+    if output is not None:
         write_atomic(output, letter)
+    if as_json:
+        read = message_from_bytes(letter, policy=default)
+        body = read.get_body()
+        print_json(
+            {
+                **{name.lower(): str(read[name] or "") for name in _HEADERS},
+                "text": body.get_content() if body is not None else "",
+                "file": str(output) if output is not None else None,
+            }
+        )
+    elif output is None:
+        sys.stdout.buffer.write(letter)

@@ -13,13 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tegu.kernel.bootfiles import package_version, unpack_kernel
     from tegu.kernel.build import Built, build_kernel, built_sources, check_config, last_built
+    from tegu.kernel.commits import CommitLine, commit_builder
     from tegu.kernel.cves import read_cves
     from tegu.kernel.gitrepo import Repo
     from tegu.kernel.hardening import check_hardening, read_accepted
     from tegu.kernel.history import History
     from tegu.kernel.mail import backport_request
     from tegu.kernel.missing import Findings, Missing, find_missing, with_files
+    from tegu.kernel.objects import build_objects
     from tegu.kernel.picking import pick
     from tegu.kernel.recipe import Recipe, load_recipe
     from tegu.kernel.rpms import rpm_packages
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Built",
+    "CommitLine",
     "Findings",
     "History",
     "Missing",
@@ -34,12 +38,15 @@ __all__ = [
     "Repo",
     "backport_request",
     "build_kernel",
+    "build_objects",
     "built_sources",
     "check_config",
     "check_hardening",
+    "commit_builder",
     "find_missing",
     "last_built",
     "load_recipe",
+    "package_version",
     "patch_status",
     "pick",
     "read_accepted",
@@ -47,10 +54,15 @@ __all__ = [
     "rpm_packages",
     "source_status",
     "tree_status",
+    "unpack_kernel",
     "with_files",
 ]
 
 _HOMES = {
+    "package_version": "tegu.kernel.bootfiles",
+    "unpack_kernel": "tegu.kernel.bootfiles",
+    "commit_builder": "tegu.kernel.commits",
+    "CommitLine": "tegu.kernel.commits",
     "Built": "tegu.kernel.build",
     "Findings": "tegu.kernel.missing",
     "History": "tegu.kernel.history",
@@ -59,6 +71,7 @@ _HOMES = {
     "Repo": "tegu.kernel.gitrepo",
     "backport_request": "tegu.kernel.mail",
     "build_kernel": "tegu.kernel.build",
+    "build_objects": "tegu.kernel.objects",
     "built_sources": "tegu.kernel.build",
     "check_config": "tegu.kernel.build",
     "check_hardening": "tegu.kernel.hardening",

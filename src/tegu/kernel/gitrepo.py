@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,11 +16,30 @@ from tegu.process import CommandError, Completed, require, run
 __all__ = ["RawCommit", "Repo"]
 
 _HOUR = 3600
+# git(1): these say where the repository, its objects, its index and its work tree are.
+_ELSEWHERE = {
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_CEILING_DIRECTORIES",
+    "GIT_DIR",
+    "GIT_GRAFT_FILE",
+    "GIT_INDEX_FILE",
+    "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_QUARANTINE_PATH",
+    "GIT_SHALLOW_FILE",
+    "GIT_WORK_TREE",
+}
+_ZONE = re.compile(rb" ([+-][0-9]{4})$")
 
 
 @dataclass(frozen=True, slots=True)
 class RawCommit:
-    """A commit object: `time` is the author's, in seconds since the epoch."""
+    """A commit object: `time` is the author's, in seconds since the epoch, `zone` as "+0100".
+
+    `committed` is when this very commit was made, in seconds since the epoch.
+    """
 
     id: str
     parents: tuple[str, ...]
@@ -27,6 +47,8 @@ class RawCommit:
     email: str
     time: int
     message: str
+    zone: str
+    committed: int
 
 
 class Repo:
@@ -51,7 +73,11 @@ class Repo:
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
     ) -> Completed:
-        """Run git; the user's configuration of colours, pagers and hooks does not matter."""
+        """Run git; the user's configuration of colours, pagers and hooks does not matter.
+
+        Neither does an environment that names another repository, as git's own hooks have it.
+        """
+        surroundings = {k: v for k, v in os.environ.items() if k not in _ELSEWHERE}
         return run(
             ["git", "-c", "core.hooksPath=/dev/null", *arguments],
             cwd=cwd or self.path,
@@ -59,7 +85,7 @@ class Repo:
             stdin=stdin,
             stdout=stdout,
             timeout=_HOUR,
-            env={**os.environ, "LC_ALL": "C", "GIT_PAGER": "cat", **(env or {})},
+            env={**surroundings, "LC_ALL": "C", "GIT_PAGER": "cat", **(env or {})},
         )
 
     def commit(self, name: str) -> str:
@@ -106,7 +132,10 @@ class Repo:
         if not asked:
             return {}
         done = self.git(
-            "cat-file", "--batch-check=%(objectname) %(objecttype)", stdin="\n".join(asked) + "\n"
+            "cat-file",
+            "--batch-check=%(objectname) %(objecttype)",
+            # So that a file with the same first digits does not make it ambiguous.
+            stdin="".join(f"{name}^{{commit}}\n" for name in asked),
         )
         found = {}
         for name, line in zip(asked, done.stdout.splitlines(), strict=False):
@@ -114,6 +143,51 @@ class Repo:
             if len(words) == 2 and words[1] == "commit":
                 found[name] = words[0]
         return found
+
+    def bases(self, one: str, other: str) -> list[str]:
+        """Return the newest commits that both lead to (git-merge-base(1)); none: unrelated."""
+        done = self.git("merge-base", "--all", one, other, check=False)
+        return sorted(done.stdout.split()) if done.returncode == 0 else []
+
+    def is_ancestor(self, old: str, new: str) -> bool:
+        """Say whether `new` leads to `old`."""
+        return self.git("merge-base", "--is-ancestor", old, new, check=False).returncode == 0
+
+    def mentioning(self, word: str, tips: Iterable[str], without: Iterable[str] = ()) -> list[str]:
+        """Return the commits below `tips`, not below `without`, whose message has `word`.
+
+        Merges are left out; children come before parents.
+        """
+        done = self.git(
+            "rev-list", "--topo-order", "--no-merges", "-i", "-F", f"--grep={word}",
+            *tips, *(f"^{i}" for i in without), "--",
+        )  # fmt: skip
+        return done.stdout.split()
+
+    def with_subjects(self, subjects: set[str], tips: Iterable[str]) -> dict[str, list[str]]:
+        """Return the commits below `tips` that have one of `subjects`, by subject."""
+        found: dict[str, list[str]] = {s: [] for s in subjects}
+        with tempfile.TemporaryFile() as out:
+            self.git("log", "--no-color", "--no-decorate", "--format=%H %s", *tips, stdout=out)
+            out.seek(0)
+            for line in out:
+                name, _, subject = line.decode(errors="replace").rstrip("\n").partition(" ")
+                if subject.strip() in found:
+                    found[subject.strip()].append(name)
+        return found
+
+    def merges(self, ids: Iterable[str]) -> dict[str, set[str]]:
+        """Return those of `ids` that are merges, each with the commits that it brought in."""
+        asked = sorted(set(ids))
+        if not asked:
+            return {}
+        text = "\n".join(asked) + "\n"
+        done = self.git("rev-list", "--no-walk", "--merges", "--stdin", stdin=text)
+        return {m: set(self.only_in(m, f"{m}^1")) for m in done.stdout.split()}
+
+    def has_file(self, commit: str, path: str) -> bool:
+        """Say whether there is a file `path` in `commit`."""
+        return self.git("cat-file", "-e", f"{commit}:{path}", check=False).returncode == 0
 
     def outside(self, ids: Iterable[str], tips: Iterable[str]) -> set[str]:
         """Return those of `ids` that none of `tips` leads to."""
@@ -159,7 +233,8 @@ def _moment(text: bytes) -> int:
 def _parse(name: str, body: bytes) -> RawCommit:
     head, _, message = body.partition(b"\n\n")
     parents = []
-    author, email, moment, encoding = "", "", 0, "utf-8"
+    author, email, moment, zone, encoding = "", "", 0, "+0000", "utf-8"
+    committed = 0
     for line in head.split(b"\n"):
         key, _, value = line.partition(b" ")
         if key == b"parent":
@@ -170,10 +245,14 @@ def _parse(name: str, body: bytes) -> RawCommit:
             author = person.decode(errors="replace").strip()
             email = address.decode(errors="replace")
             moment = _moment(when)
+            if match := _ZONE.search(when):
+                zone = match[1].decode()
+        elif key == b"committer":
+            committed = _moment(value.rpartition(b"> ")[2])
         elif key == b"encoding":
             encoding = value.decode(errors="replace")
     try:
         text = message.decode(encoding, errors="replace")
     except LookupError:
         text = message.decode(errors="replace")
-    return RawCommit(name, tuple(parents), author, email, moment, text)
+    return RawCommit(name, tuple(parents), author, email, moment, text, zone, committed)

@@ -18,6 +18,7 @@ from pathlib import Path
 from tegu.errors import UsageError
 from tegu.kernel.gitrepo import RawCommit, Repo
 from tegu.kernel.messages import first_line
+from tegu.kernel.picking import refuse_strangers
 from tegu.process import CommandError, run
 
 __all__ = ["backport_request"]
@@ -37,12 +38,15 @@ def backport_request(
     why: str,
     sender: str,
     source: Path | None = None,
+    mainline: str | None = None,
     moment: datetime | None = None,
 ) -> bytes:
     """Return the message that asks for `commit` in the stable `series` ("6.12").
 
-    `sender` is "Name <address>". With `source`, a kernel tree, its get_maintainer.pl says who is to
-    hear of it; else the people whom the commit names. Raises UsageError for what is malformed.
+    `sender` is "Name <address>". With `mainline` (a branch, a tag or an id), the commit must be in
+    it: stable trees take nothing else. With `source`, a kernel tree, its get_maintainer.pl says who
+    is to hear of it; else the people whom the commit names. Raises UsageError for what is
+    malformed.
     """
     for name in series:
         if not _SERIES.fullmatch(name):
@@ -51,7 +55,11 @@ def backport_request(
         raise UsageError("a request needs the series of kernels it is for")
     if not why.strip():
         raise UsageError("a request needs the reason", hint="what goes wrong without the commit?")
+    if not _speaks(why) or not _speaks(sender):
+        raise UsageError("the letter's words are not valid UTF-8")
     full = repo.commit(commit)
+    if mainline is not None:
+        refuse_strangers(repo, [full], mainline)
     (raw,) = repo.read([full])
     subject = first_line(raw.message)
     message = EmailMessage(policy=SMTP)
@@ -64,7 +72,8 @@ def backport_request(
         message["Cc"] = cc
     message["Subject"] = f"Please apply to {', '.join(series)}: {subject}"
     message["Date"] = format_datetime(moment or datetime.now(UTC))
-    digest = hashlib.sha256(f"{full} {series} {sender}".encode()).hexdigest()[:24]
+    # A letter that says something else is another letter.
+    digest = hashlib.sha256(f"{full} {series} {sender} {why}".encode()).hexdigest()[:24]
     message["Message-ID"] = f"<{digest}@{own.partition('@')[2]}>"
     trees = " and ".join(f"{name}.y" for name in series)
     message.set_content(
@@ -80,7 +89,20 @@ def _address(text: str) -> Address:
     local, at, domain = address.rpartition("@")
     if not at or not local or not domain or any(c in address for c in " <>,;\r\n"):
         raise UsageError(f"{text!r} is no sender", hint="write it as Name <you@example.org>")
+    if not address.isascii():
+        raise UsageError(
+            f"{address!r}: an address must be ASCII", hint="write the domain as xn--..."
+        )
     return Address(name, local, domain)
+
+
+def _speaks(text: str) -> bool:
+    """Say whether `text` can be written: arguments that are not UTF-8 have surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _people(repo: Repo, raw: RawCommit, source: Path | None) -> list[Address]:

@@ -1,9 +1,10 @@
 """Which fixes a kernel tree lacks: mainline commits that mend something the tree has.
 
-A tree *has* a commit when it is in its history, or when it has a backport of it, and nothing in the
-tree that still stands reverts it. A mainline commit is *missing* when it stands (no later revert
-that itself stands), the tree has not got it and never had and dropped it, and it names by `Fixes:`
-or as a revert something that the tree has, or that another missing one would bring.
+A tree *has* a commit when it is in its history, or when it has a backport of it or of another copy
+of the same change, and nothing that still stands reverts it, in the tree or before it was branched.
+A mainline commit is *missing* when it stands (no later revert that itself stands), the tree has not
+got it and never had and dropped it, and it names by `Fixes:` or as a revert something that the tree
+has, or that another missing one would bring.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Literal
 
 from tegu.kernel.gitrepo import Repo
 from tegu.kernel.history import Commit, Pair
-from tegu.kernel.messages import Reference
+from tegu.kernel.messages import Reference, first_line
 
-__all__ = ["Findings", "Missing", "find_missing", "with_files"]
+__all__ = ["Comparison", "Findings", "Missing", "find_missing", "with_files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Missing:
 @dataclass(frozen=True, slots=True)
 class Findings:
     """All that was found: missing fixes, oldest first; what the tree dropped on purpose; how many
-    references lead to no commit of the repository."""
+    different references lead to no commit of the repository."""
 
     missing: list[Missing]
     declined: list[Commit]
@@ -51,28 +52,33 @@ class Findings:
 
 def find_missing(pair: Pair, repo: Repo) -> Findings:
     """Compare the two histories of `pair`."""
-    return _Comparison(pair, _Resolver(pair, repo)).findings()
+    return Comparison(pair, repo).findings()
 
 
 class _Resolver:
     """Turns what a message calls a commit into the commit's id."""
 
     def __init__(self, pair: Pair, repo: Repo) -> None:
-        self._subjects: dict[str, list[str]] = defaultdict(list)
         self._by_id = {c.id: c for c in (*pair.mainline, *pair.tree)}
         self._sorted = sorted(self._by_id)
-        for commit in self._by_id.values():
-            self._subjects[commit.subject].append(commit.id)
-        self.unresolved = 0
-        named = [
-            r.id
-            for c in self._by_id.values()
-            for r in (*c.fixes, *c.reverts)
-            if r.id and not self._prefixed(r.id)
-        ]
-        found = repo.full_ids(named)
+        self._places: dict[str, dict[str, int]] = {}
+        self._subjects: dict[str, dict[str, list[str]]] = {}
+        for side, commits in (("mainline", pair.mainline), ("tree", pair.tree)):
+            self._places[side] = {c.id: n for n, c in enumerate(commits)}
+            subjects: dict[str, list[str]] = defaultdict(list)
+            for commit in commits:
+                subjects[commit.subject].append(commit.id)
+            self._subjects[side] = subjects
+        self.unresolved: set[Reference] = set()
+        everything = (*self._by_id.values(), *pair.shared_reverts)
+        references = {r for c in everything for r in (*c.fixes, *c.reverts)}
+        named = {r.id for r in references if r.id} | {u for c in everything for u in c.upstream}
+        found = repo.full_ids(sorted(i for i in named if not self._prefixed(i)))
         strangers = repo.outside(found.values(), (pair.mainline_tip, pair.tree_tip))
         self._common = {short: i for short, i in found.items() if i not in strangers}
+        self._shared = pair.shared(
+            {r.subject for r in references if r.subject and self.by_id(r) is None}
+        )
 
     def _prefixed(self, short: str) -> list[str]:
         found = []
@@ -82,51 +88,113 @@ class _Resolver:
             position += 1
         return found
 
-    def resolve(self, reference: Reference) -> str | None:
-        """Return the commit's id, None when the repository has none."""
-        if reference.id:
-            found = self._prefixed(reference.id)
-            if len(found) > 1:
-                found = [i for i in found if self._by_id[i].subject == reference.subject]
-            if len(found) == 1:
-                return found[0]
-            if reference.id in self._common:
-                return self._common[reference.id]
-        # An id from a tree that was rebased: the subject, if there is one commit with it.
-        same = self._subjects.get(reference.subject, []) if reference.subject else []
-        if len(same) == 1:
-            return same[0]
-        self.unresolved += 1
-        return None
+    def by_id(self, reference: Reference) -> str | None:
+        """Return the commit whose id (perhaps short) `reference` gives."""
+        if not reference.id:
+            return None
+        found = self._prefixed(reference.id)
+        if len(found) > 1:
+            found = [i for i in found if self._by_id[i].subject == reference.subject]
+        return found[0] if len(found) == 1 else self._common.get(reference.id)
 
-    def older_with_subject(self, commit: Commit, subject: str, order: dict[str, int]) -> str | None:
-        """Return the newest commit of `order` below `commit` that has this subject."""
-        at = order[commit.id]
-        older = [i for i in self._subjects.get(subject, []) if order.get(i, -1) > at]
-        return min(older, key=order.__getitem__, default=None)
+    def resolve(self, reference: Reference, by: Commit) -> list[str]:
+        """Return the commits that `by` may mean, newest first; none when there is none.
+
+        Several only where nothing but a subject says which. A commit means older ones of its own
+        history: mainline does not speak of backports, though they bear the same subjects.
+        """
+        found = self.by_id(reference)
+        named = self._by_id.get(found) if found else None
+        if found and (named is None or not reference.subject or named.subject == reference.subject):
+            return [found]
+        same = self._with_subject(reference.subject, by) if reference.subject else []
+        if found and len(same) != 1:
+            return [found]  # few quote a subject exactly
+        if not same:
+            self.unresolved.add(reference)
+        return same
+
+    def _with_subject(self, subject: str, by: Commit) -> list[str]:
+        for side, places in self._places.items():
+            at = places.get(by.id)
+            if at is None:
+                continue
+            older = [i for i in self._subjects[side].get(subject, []) if places[i] > at]
+            if older:
+                return older
+        shared = self._shared.get(subject, [])
+        return shared if len(shared) == 1 else []
 
 
 @dataclass(slots=True)
 class _Standing:
-    """One history after its reverts: which of its commits are undone, and which shared ones."""
+    """One history after its reverts: which of its commits are undone, and which shared ones.
+
+    `restores` has, by commit, the reverts that it made void by bringing the change again.
+    """
 
     undone: set[str] = field(default_factory=set)
     undone_shared: set[str] = field(default_factory=set)
+    restores: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
-class _Comparison:
-    def __init__(self, pair: Pair, resolver: _Resolver) -> None:
+class Comparison:
+    """What two histories have of each other's changes."""
+
+    def __init__(self, pair: Pair, repo: Repo) -> None:
         self.pair = pair
-        self.resolver = resolver
+        self.repo = repo
+        self.resolver = _Resolver(pair, repo)
         self.mainline = {c.id: c for c in pair.mainline}
         self.tree = {c.id: c for c in pair.tree}
+        self._same = self._changes()
+        self.copies: dict[str, list[str]] = defaultdict(list)
+        for commit in pair.mainline:
+            self.copies[self.change(commit.id)].append(commit.id)
         self.origin = self._origins()
         self.backports: dict[str, list[str]] = defaultdict(list)
         for commit in pair.tree:  # newest first
             if (origin := self.origin.get(commit.id)) is not None:
-                self.backports[origin].append(commit.id)
+                self.backports[self.change(origin)].append(commit.id)
         self.tree_state = self._standing(pair.tree, self.backports)
-        self.mainline_state = self._standing(pair.mainline, {})
+        self.mainline_state = self._standing(pair.mainline, self.copies)
+        self._gone = self.tree_state.undone_shared | self._undone_before()
+
+    def change(self, commit: str) -> str:
+        """Return the commit that stands for all of mainline's copies of one change."""
+        while (other := self._same.get(commit, commit)) != commit:
+            commit = other
+        return commit
+
+    def _changes(self) -> dict[str, str]:
+        """Find mainline's copies of its own changes: the same fix in two maintainers' trees.
+
+        They say so (`git cherry-pick -x`), or have author, second and subject in common; one of
+        them may be among what both histories have.
+        """
+        self._same = {}
+        mine = {(c.email, c.time, c.subject) for c in self.pair.mainline if len(c.parents) < 2}
+        found = self.pair.shared({subject for _, _, subject in mine})
+        shared = sorted({i for ids in found.values() for i in ids})
+        seen: dict[tuple[str, int, str], str] = {}
+        for raw in self.repo.read(shared) if shared else ():
+            key = raw.email, raw.time, first_line(raw.message)
+            if key in mine:
+                seen[key] = raw.id
+        for commit in reversed(self.pair.mainline):
+            others = [self.resolver.by_id(Reference(u)) for u in commit.upstream]
+            if commit.time and len(commit.parents) < 2:
+                others.append(seen.get((commit.email, commit.time, commit.subject)))
+                seen[commit.email, commit.time, commit.subject] = commit.id
+            for other in others:
+                if other is None or other in self.tree:
+                    continue
+                one, two = self.change(commit.id), self.change(other)
+                if one != two:
+                    # What both histories have stands for the rest.
+                    keep, drop = (one, two) if one not in self.mainline else (two, one)
+                    self._same[drop] = keep
+        return self._same
 
     def _origins(self) -> dict[str, str]:
         """Return the mainline commit that each of the tree's commits is a backport of.
@@ -139,97 +207,187 @@ class _Comparison:
             by_author[commit.email, commit.time].append(commit)
         origins = {}
         for commit in self.pair.tree:
-            if commit.upstream is not None:
-                full = self.resolver.resolve(Reference(commit.upstream))
-                origins[commit.id] = full or commit.upstream
+            if commit.upstream:
+                ids = [self.resolver.by_id(Reference(u)) for u in commit.upstream]
+                known = [i for i in ids if i is not None and i not in self.tree]
+                origins[commit.id] = known[0] if known else commit.upstream[0]
                 continue
             same = by_author.get((commit.email, commit.time), [])
             if len(same) > 1:
                 same = [c for c in same if c.subject == commit.subject]
-            if len(same) == 1:
+            if len({self.change(c.id) for c in same}) == 1:
                 origins[commit.id] = same[0].id
         return origins
 
-    def _standing(self, commits: Sequence[Commit], backports: dict[str, list[str]]) -> _Standing:
+    def _standing(self, commits: Sequence[Commit], copies: Mapping[str, list[str]]) -> _Standing:
         """Follow the reverts from the newest commit back: what is undone undoes nothing itself."""
         order = {c.id: n for n, c in enumerate(commits)}
         parents = {c.id: c.parents for c in commits}
         state = _Standing()
         for commit in commits:
-            if commit.id in state.undone:
+            if commit.id in state.undone or not commit.reverts:
                 continue
-            for target in self._reverted(commit, order, backports, state):
+            targets = self._reverted(commit, order, copies, state)
+            if copies is self.copies and self._made_void(commit, targets, order, state):
+                continue
+            for target in targets:
                 if target not in order:
                     state.undone_shared.add(target)
                     continue
                 state.undone.add(target)
                 if len(parents[target]) > 1:
                     state.undone |= _merged(target, parents, order)
+        for found in self._shared_copies(state.undone_shared).values():
+            state.undone_shared |= found.keys()
+        for brought in self.repo.merges(state.undone_shared).values():
+            state.undone_shared |= brought
         return state
+
+    def _made_void(
+        self,
+        commit: Commit,
+        targets: set[str],
+        order: dict[str, int],
+        state: _Standing,
+    ) -> bool:
+        """Say whether what `commit` took out of mainline was brought again by a later copy."""
+        for target in targets:
+            for copy in self.copies.get(self.change(target), ()):
+                if order[copy] < order[commit.id] and self.repo.is_ancestor(commit.id, copy):
+                    state.undone.add(commit.id)
+                    state.restores[copy].append(commit.id)
+                    return True
+        return False
 
     def _reverted(
         self,
         commit: Commit,
         order: dict[str, int],
-        backports: dict[str, list[str]],
+        copies: Mapping[str, list[str]],
         state: _Standing,
     ) -> set[str]:
+        """Return what `commit` undoes: commits of its own history, or shared ones."""
         targets: set[str] = set()
         for reference in commit.reverts:
-            target: str | None
-            if reference.id:
-                target = self.resolver.resolve(reference)
-            else:
-                target = self.resolver.older_with_subject(commit, reference.subject, order)
-            if target is None:
+            found = self.resolver.resolve(reference, commit)
+            standing = [i for i in found if i not in state.undone] or found
+            if not standing:
                 continue
-            if target not in order and target in backports:
+            target = standing[0]
+            change = self.change(target)
+            if copies is self.copies:
+                # In mainline a change is out when one of its copies is said to be.
+                targets |= {target, *(i for i in copies.get(change, ()))}
+            elif target not in order and copies.get(change):
                 # Named by its upstream id: the newest backport below that still stands.
-                below = [i for i in backports[target] if order[i] > order[commit.id]]
-                standing = [i for i in below if i not in state.undone]
-                if standing and not targets & set(below):
-                    targets.add(standing[0])
-                continue
-            targets.add(target)
+                below = [i for i in copies[change] if order[i] > order[commit.id]]
+                left = [i for i in below if i not in state.undone]
+                if left and not targets & set(below):
+                    targets.add(left[0])
+            else:
+                targets.add(target)
         return targets
+
+    def _undone_before(self) -> set[str]:
+        """Return the shared commits that were out already where the two histories parted."""
+        undone: set[str] = set()
+        targets: dict[str, list[str]] = {}
+        for commit in self.pair.shared_reverts:
+            found = [self.resolver.resolve(r, commit) for r in commit.reverts]
+            targets[commit.id] = [f[0] for f in found if len(f) == 1]
+        copies = self._shared_copies({t for ts in targets.values() for t in ts})
+        for commit in self.pair.shared_reverts:
+            if commit.id in undone or commit.id in self.tree_state.undone_shared:
+                continue
+            for target in targets[commit.id]:
+                again = copies.get(target, {target: 0})
+                if all(moment <= commit.committed for moment in again.values()):
+                    undone |= again.keys()
+        for brought in self.repo.merges(undone).values():
+            undone |= brought
+        return undone
+
+    def _shared_copies(self, ids: set[str]) -> dict[str, dict[str, int]]:
+        """Return shared commits that are the same change as `ids`, with when they were committed.
+
+        The same author, second and subject, as `git cherry-pick` leaves them.
+        """
+        raw = {c.id: c for c in self.repo.read(sorted(ids))} if ids else {}
+        titles = {i: first_line(c.message) for i, c in raw.items()}
+        same = self.pair.shared(set(titles.values()))
+        others = {o for found in same.values() if len(found) > 1 for o in found}
+        raw.update({c.id: c for c in self.repo.read(sorted(others - raw.keys()))} if others else {})
+        return {
+            i: {
+                o: raw[o].committed
+                for o in {i, *same[title]}
+                if o in raw and (raw[o].email, raw[o].time) == (raw[i].email, raw[i].time)
+            }
+            for i, title in titles.items()
+        }
 
     def has(self, target: str) -> bool:
         """Say whether the tree has the (mainline, shared or own) commit `target`."""
-        if any(i not in self.tree_state.undone for i in self.backports.get(target, ())):
-            return True
         if target in self.tree:
             return target not in self.tree_state.undone
-        return target not in self.mainline and target not in self.tree_state.undone_shared
+        change = self.change(target)
+        if any(i not in self.tree_state.undone for i in self.backports.get(change, ())):
+            return True
+        return change not in self.mainline and change not in self._gone
+
+    def arrived(self, commit: str) -> str | None:
+        """Return what the tree has of the mainline commit `commit`: a backport, itself, or None."""
+        found = self.resolver.by_id(Reference(commit)) or commit
+        change = self.change(found)
+        for here in self.backports.get(change, ()):
+            if here not in self.tree_state.undone:
+                return here
+        known = found in self.mainline or found in self.tree or bool(self.repo.full_ids([found]))
+        return change if known and self.has(found) else None
 
     def findings(self) -> Findings:
+        """Say what is missing."""
         wanted: dict[str, Missing] = {}
         declined = []
         for commit in reversed(self.pair.mainline):
             if len(commit.parents) > 1 or commit.id in self.mainline_state.undone:
                 continue
-            if self.has(commit.id):
+            change = self.change(commit.id)
+            if change in wanted or self.has(commit.id):
                 continue
-            fixed = self._targets(commit.fixes)
-            reverted = self._targets(commit.reverts)
+            fixed = self._targets(commit, commit.fixes)
+            reverted = self._targets(commit, commit.reverts)
             mends = list(dict.fromkeys([*fixed, *reverted]))
             there = [t for t in mends if self.has(t)]
-            if not there and not any(t in wanted for t in mends):
+            follows = [t for t in mends if t not in there and self.change(t) in wanted]
+            if not there and not follows:
                 continue
-            if commit.id in self.backports:
-                declined.append(commit)  # the tree had it, and took it out again
+            restored = any(self.has(r) for r in self.mainline_state.restores.get(commit.id, ()))
+            if self._declined(change) and not restored:
+                declined.append(commit)  # the tree had it, and took it out by its own decision
                 continue
-            wanted[commit.id] = Missing(
+            wanted[change] = Missing(
                 commit,
-                "revert" if set(reverted) & {*there, *wanted} else "fix",
-                tuple(t for t in mends if t in there or t in wanted),
+                "revert" if set(reverted) & {*there, *follows} else "fix",
+                tuple(t for t in mends if t in there or t in follows),
                 follows=not there,
                 cves=commit.cves,
             )
-        return Findings(list(wanted.values()), declined, self.resolver.unresolved)
+        return Findings(list(wanted.values()), declined, len(self.resolver.unresolved))
 
-    def _targets(self, references: Iterable[Reference]) -> list[str]:
-        found = (self.resolver.resolve(r) for r in references)
-        return [self.origin.get(t, t) if t in self.tree else t for t in found if t is not None]
+    def _declined(self, change: str) -> bool:
+        return change in self.backports or change in self.tree_state.undone_shared
+
+    def _targets(self, commit: Commit, references: Iterable[Reference]) -> list[str]:
+        found = []
+        for reference in references:
+            # Where only a subject says which, and several changes bear it, nobody can know.
+            changes = {self.change(i): i for i in self.resolver.resolve(reference, commit)}
+            if not reference.id and changes:
+                found.append(next(iter(changes.values())))
+            elif len(changes) == 1:
+                found += changes.values()
+        return [self.origin.get(t, t) if t in self.tree else t for t in found]
 
 
 def _merged(merge: str, parents: dict[str, tuple[str, ...]], order: dict[str, int]) -> set[str]:
@@ -278,32 +436,32 @@ def with_files(
     built: frozenset[str] | None,
     cves: Mapping[str, tuple[str, ...]] | None = None,
 ) -> list[Missing]:
-    """Return `missing` with the files that each touches; those that are built come first.
+    """Return `missing` with the files that each touches; what is not built comes last.
 
     `built` are the sources that a configuration compiles (None: not known), `cves` the CVE numbers
-    by commit, beside those that the messages name. A makefile, a table or a script is compiled by
-    nobody: in or right below a directory that has built sources it is not known whether it matters.
+    by commit, beside those that the messages name. Of a Makefile or a linker script nobody has
+    noted whether it is used: that is not known either.
     """
-    directories = {path.rpartition("/")[0] for path in built or ()}
-
-    def is_built(names: tuple[str, ...]) -> bool | None:
-        if built is None or any(name in built for name in names):
-            return None if built is None else True
-        for name in names:
-            directory = name.rpartition("/")[0]
-            near = {directory, directory.rpartition("/")[0] or directory} & directories
-            if near and not name.endswith((".c", ".h", ".S")):
-                return None
-        return False
-
     files = repo.files(m.commit.id for m in missing)
     found = [
         replace(
             m,
             files=files[m.commit.id],
-            built=is_built(files[m.commit.id]),
+            built=None if built is None else _built(files[m.commit.id], built),
             cves=tuple(dict.fromkeys([*m.cves, *(cves or {}).get(m.commit.id, ())])),
         )
         for m in missing
     ]
     return sorted(found, key=lambda m: m.built is False)
+
+
+def _built(files: Sequence[str], built: frozenset[str]) -> bool | None:
+    if any(f in built for f in files):
+        return True
+    noted = (".c", ".h", ".S", ".rst", ".txt", ".yaml")
+    unsure = any(
+        not f.endswith(noted) or f.endswith(".lds.S")
+        for f in files
+        if not f.startswith(("Documentation/", "LICENSES/", "samples/", "tools/testing/"))
+    )
+    return None if unsure else False

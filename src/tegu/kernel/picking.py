@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import re
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tegu.errors import BuildError, UsageError
 from tegu.kernel.gitrepo import Repo
 from tegu.kernel.messages import backport_of, first_line
 
-__all__ = ["Picked", "pick"]
+if TYPE_CHECKING:
+    from tegu.kernel.objects import Objects
+    from tegu.store import Store
+
+__all__ = ["Picked", "pick", "refuse_strangers"]
 
 _BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """What was picked: the `branch` and, per asked commit, the new one."""
+    """What was picked: the `branch`, per asked commit the new one, what came of the check."""
 
     branch: str
     commits: dict[str, str]
+    objects: Objects | None
 
 
-def pick(repo: Repo, commits: list[str], tree: str, branch: str) -> Picked:
+def pick(
+    repo: Repo,
+    commits: list[str],
+    tree: str,
+    branch: str,
+    store: Store,
+    *,
+    mainline: str | None = None,
+    check: Callable[[Path, list[str], int], Objects] | None = None,
+) -> Picked:
     """Pick `commits`, in their order, onto `tree` as the new `branch`.
 
-    Each gets the line that stable trees use (`[ Upstream commit X ]`) and the picker's sign-off.
-    The repository's own work tree is not touched. Raises UsageError for what cannot be picked and
-    BuildError, with the files, for a conflict; there is no branch then.
+    Each gets the line that stable trees use (`[ Upstream commit X ]`) and the picker's sign-off;
+    with `mainline` (a branch, a tag or an id), each must be in it. The repository's own work tree
+    is not touched. `check` is given the new work tree, the paths that were touched and the time of
+    the last commit (seconds since the epoch), and raises when the result is no good. Raises
+    UsageError for what cannot be picked and BuildError, with the files, for a conflict; there is no
+    branch then.
     """
     if not _BRANCH.fullmatch(branch):
         raise UsageError(f"{branch!r} is no name for a branch")
@@ -37,19 +55,40 @@ def pick(repo: Repo, commits: list[str], tree: str, branch: str) -> Picked:
         raise UsageError(f"{repo.path}: the branch {branch} is there already")
     start = repo.commit(tree)
     asked = [repo.commit(c) for c in commits]
+    if not asked:
+        raise UsageError("name a commit to pick")
+    if mainline is not None:
+        refuse_strangers(repo, asked, mainline)
     identity = _identity(repo)
     made: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="tegu-pick-") as temporary:
-        work = Path(temporary) / "tree"
+    objects = None
+    with store.shared(), store.scratch() as temporary:
+        work = temporary / "tree"
         repo.git("worktree", "add", "--quiet", "--detach", "--no-checkout", str(work), start)
         try:
             repo.git("reset", "--quiet", "--hard", start, cwd=work)
             for name in asked:
                 made[name] = _one(repo, work, name, tree, identity)
-            repo.git("branch", "--no-track", branch, made[asked[-1]] if asked else start)
+            tip = made[asked[-1]]
+            if check is not None:
+                changed = repo.git("diff", "--name-only", "-z", start, tip).stdout
+                (last,) = repo.read([tip])
+                objects = check(work, [p for p in changed.split("\0") if p], last.committed)
+            repo.git("branch", "--no-track", branch, tip)
         finally:
             repo.git("worktree", "remove", "--force", str(work), check=False)
-    return Picked(branch, made)
+    return Picked(branch, made, objects)
+
+
+def refuse_strangers(repo: Repo, commits: list[str], mainline: str) -> None:
+    """Raise UsageError when one of `commits` is not in `mainline`: nobody upstream has it."""
+    tip = repo.commit(mainline)
+    for name in commits:
+        if not repo.is_ancestor(name, tip):
+            raise UsageError(
+                f"{name[:12]} is not in {mainline}",
+                hint="name mainline's own commit, not a backport's; -m names mainline",
+            )
 
 
 def _identity(repo: Repo) -> str:
@@ -78,19 +117,17 @@ def _one(repo: Repo, work: Path, name: str, tree: str, identity: str) -> str:
         )
     if repo.git("diff", "--cached", "--quiet", cwd=work, check=False).returncode == 0:
         raise UsageError(f"{short} changes nothing on {tree}: it is there already")
-    when = repo.git("log", "-1", "--format=%ad", "--date=raw", name).stdout.strip()
-    # The user's own settings must not change the message, nor ask for a passphrase nobody can give.
     repo.git(
-        "-c", "commit.gpgSign=false", "commit", "--quiet", "--cleanup=verbatim", "--no-verify",
-        "-F", "-",
-        f"--author={raw.author} <{raw.email}>", f"--date=@{when}",
+        # The user's own ways with commits (signatures, comments) have no place in a backport.
+        "-c", "commit.gpgSign=false", "commit", "--quiet", "--no-verify", "--cleanup=verbatim",
+        "-F", "-", f"--author={raw.author} <{raw.email}>", f"--date=@{raw.time} {raw.zone}",
         cwd=work, stdin=_message(raw.message, name, identity),
     )  # fmt: skip
     return repo.git("rev-parse", "HEAD", cwd=work).stdout.strip()
 
 
 def _message(text: str, name: str, identity: str) -> str:
-    subject, _, body = text.rstrip("\n").partition("\n")
+    subject, _, body = (text.strip("\n") or first_line(text)).partition("\n")
     note = [] if backport_of(body.splitlines()) else [f"[ Upstream commit {name} ]", ""]
     lines = [subject, "", *note, *body.strip("\n").splitlines()]
     if identity not in lines:

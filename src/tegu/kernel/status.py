@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from tegu.definition import load, shipped_definition
 from tegu.kernel.gitrepo import Repo
-from tegu.kernel.history import Commit, Pair
+from tegu.kernel.history import Pair
+from tegu.kernel.missing import Comparison
 from tegu.kernel.patches import Patch
 from tegu.kernel.recipe import Recipe
 from tegu.packages import find_source
@@ -69,26 +70,19 @@ def tree_status(repo: Repo, pair: Pair) -> TreeStatus:
 def patch_status(recipe: Recipe, pair: Pair, repo: Repo) -> list[PatchStatus]:
     """Say for each patch of our queue whether the tree has got it by now.
 
-    A patch is known by its upstream commit; our own by their subject.
+    A patch is known by its upstream commit; our own by their subject. What the tree has taken out
+    again has not arrived.
     """
-    by_origin: dict[str, Commit] = {}
-    by_subject: dict[str, Commit] = {}
-    for commit in reversed(pair.tree):
-        by_subject[commit.subject] = commit
-        if commit.upstream:
-            by_origin[commit.upstream] = commit
-    mainline = {c.id for c in pair.mainline}
-    found = []
-    for patch in recipe.patches:
-        arrived: str | None = None
-        if patch.commit is not None:
-            if patch.commit in by_origin:
-                arrived = by_origin[patch.commit].id
-            elif patch.commit not in mainline:
-                known = repo.full_ids([patch.commit])
-                if known and not repo.outside(known.values(), [pair.tree_tip]):
-                    arrived = patch.commit
-        elif patch.subject in by_subject:
-            arrived = by_subject[patch.subject].id
-        found.append(PatchStatus(patch, arrived))
-    return found
+    comparison = Comparison(pair, repo)
+    by_subject = {
+        c.subject: c.id for c in reversed(pair.tree) if c.id not in comparison.tree_state.undone
+    }
+    return [
+        PatchStatus(
+            patch,
+            by_subject.get(patch.subject)
+            if patch.commit is None
+            else comparison.arrived(patch.commit),
+        )
+        for patch in recipe.patches
+    ]

@@ -17,7 +17,7 @@ from tegu.lab.registry import Registry
 from tegu.lab.remote import SshMachine
 from tegu.lab.seed import Seed
 
-__all__ = ["Subject", "subject_for"]
+__all__ = ["Subject", "plan_options", "subject_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def subject_for(
     path = Path(target)
     if path.exists():
         return Subject(
-            str(path), chosen, lambda spec: QemuMachine(_options(path, spec, accelerator))
+            str(path), chosen, lambda spec: QemuMachine(plan_options(path, spec, accelerator))
         )
     if target == "local":
         return Subject(LocalMachine().name, _single("local", plan), lambda _: LocalMachine())
@@ -67,7 +67,8 @@ def subject_for(
     )
 
 
-def _options(image: Path, spec: MachinePlan, accelerator: AcceleratorChoice) -> QemuOptions:
+def plan_options(image: Path, spec: MachinePlan, accelerator: AcceleratorChoice) -> QemuOptions:
+    """Return the machine that `spec` of a plan describes, with `image` as its disk."""
     data = spec.user_data.encode() if spec.user_data is not None else None
     return QemuOptions(
         image=image,

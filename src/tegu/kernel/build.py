@@ -168,9 +168,13 @@ def configured(
     *,
     jobs: int | None = None,
     sign_key: Path | None = None,
+    purpose: str = "",
     say: Say | None = None,
 ) -> Configured:
-    """Return a tree in `scratch`, patched and configured, and say what did not take."""
+    """Return a tree in `scratch`, patched and configured, and say what did not take.
+
+    `purpose` gives the log a name of its own.
+    """
     tell = say or _silent
     tell("fetch the source")
     files = fetch_source(package, store)
@@ -191,7 +195,7 @@ def configured(
         timestamp=timestamp,
         cache=Path(os.environ.get("CCACHE_DIR") or store.root / CCACHE),
         jobs=jobs or os.cpu_count() or 1,
-        log=store.small("kernel-logs-1", f"{recipe.release}.log"),
+        log=store.small("kernel-logs-1", f"{recipe.release}{purpose}.log"),
     )
     kbuild.log.unlink(missing_ok=True)
     tell("configure")

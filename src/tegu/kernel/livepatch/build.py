@@ -349,6 +349,8 @@ def _link(
     for number, part in enumerate(parts):
         names.append(f"part{number}")
         (directory / f"part{number}.o_shipped").write_bytes(part.extract.obj.to_bytes())
+        # modpost reads from it which sources an object was made of: of none that has a version.
+        (directory / f".part{number}.o.cmd").write_text("\n")
     functions = [r for p in parts for r in p.replaced]
     description = f"live patch of {target.release}: {', '.join(p.name for p in patches)}"
     (directory / "main.c").write_text(main_source(functions, description))

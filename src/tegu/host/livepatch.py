@@ -139,7 +139,9 @@ class Livepatches:
             raise self._refused(path, e) from e
         self._wait(module, name, timeout, force, say)
         for old in self._leftovers():
-            self._unload(old)
+            # One that was forced cannot go; it does nothing any more.
+            with suppress(LivepatchError):
+                self._unload(old, patience=1)
         self._persist(path, name)
         result = self._find(module)
         if result is None:
@@ -223,17 +225,22 @@ class Livepatches:
         self,
         name: str,
         *,
+        release: str | None = None,
         timeout: float = 60,
         force: bool = False,
         say: Say | None = None,
     ) -> bool:
         """Take a live patch out of the kernel and do not load it at boot; False: it was not there.
 
+        For a `release` that does not run there is only the next boot to see to.
+
         Raises LivepatchError when tasks still run its functions after `timeout` seconds; it stays
         disabled then, and goes when they have moved. With `force` they are moved as they are.
         """
         plain = name.replace("-", "_").removeprefix(_PREFIX)
-        forgotten = self.files.disable(plain, self.release)
+        forgotten = self.files.disable(plain, release or self.release)
+        if release not in (None, self.release):
+            return forgotten
         there = self._find(plain)
         if there is None:
             return forgotten
@@ -248,7 +255,8 @@ class Livepatches:
                     f"{there.name} is still run by {_named(tasks)} after {timeout:g} s",
                     hint=_where(tasks),
                 )
-        self._unload(there.module)
+        if not force:
+            self._unload(there.module)
         return True
 
     # Boot
@@ -305,9 +313,9 @@ class Livepatches:
         modules = (self._root / "sys/module").glob(f"{_PREFIX}*")
         return sorted(m.name for m in modules if m.name not in active)
 
-    def _unload(self, module: str) -> None:
-        """Unload a module that is not used; the kernel may take a moment to let it go."""
-        deadline = time.monotonic() + 10
+    def _unload(self, module: str, *, patience: float = 10) -> None:
+        """Unload a module that is not used; the kernel may take some seconds to let it go."""
+        deadline = time.monotonic() + patience
         while (self._root / "sys/module" / module).is_dir():
             try:
                 unload_module(module)

@@ -84,7 +84,9 @@ class Files:
                 f"the live patch {name} is for {others}; this is {release}",
                 hint="a live patch fits one kernel: build it for this one, or boot the other",
             )
-        raise UsageError(f"no live patch {name} is installed", hint="see `tegu kernel livepatch list`")
+        raise UsageError(
+            f"no live patch {name} is installed", hint="see `tegu kernel livepatch list`"
+        )
 
     def keep(self, path: Path, name: str, release: str) -> None:
         """Keep a copy of the module at `path`, so that it can be loaded at the next boot."""
@@ -104,9 +106,12 @@ class Files:
         return None
 
     def enable(self, name: str, release: str) -> None:
-        """Have `name` loaded whenever `release` boots, and no other."""
+        """Have `name` loaded whenever `release` boots, and no other.
+
+        Whoever asks for it after a crash wants it tried again.
+        """
         write_atomic(self._state / "enabled" / release, f"{name}\n")
-        if self.blocked() == name:
+        if self.blocked() is not None:
             self.settle()
 
     def disable(self, name: str, release: str) -> bool:

@@ -96,7 +96,7 @@ class Kbuild:
         if done.returncode != 0:
             lines = [*done.stderr.splitlines(), *done.stdout.splitlines(), "no message"]
             first = next((x.strip() for x in lines if _ERROR.search(x)), lines[0])
-            raise BuildError(f"{command.split()[0]} failed: {first}")
+            raise BuildError(f"{command.split(maxsplit=1)[0]} failed: {first}")
 
     def _entered(self) -> list[str]:
         """Return the command that runs what follows it with the tree at `PLACE`."""

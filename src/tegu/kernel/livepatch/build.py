@@ -184,9 +184,9 @@ def _same_kernel(recipe: Recipe, target: Target) -> None:
             f"the recipe makes {recipe.release}, the kernel to patch is {target.release}",
             hint="name the recipe that the kernel was built from with --recipe",
         )
-    if target.config.get("CONFIG_LIVEPATCH") != "y":
+    if target.config.get("LIVEPATCH") != "y":
         raise UnsupportedError(f"{target.release} was built without CONFIG_LIVEPATCH")
-    if target.config.get("CONFIG_X86_KERNEL_IBT") != "y":
+    if target.config.get("X86_KERNEL_IBT") != "y":
         # objtool then checks each object by itself; ours would come to the link unchecked.
         raise UnsupportedError(
             f"{target.release} was built without CONFIG_X86_KERNEL_IBT, which lets objtool see the "
@@ -214,7 +214,7 @@ def _same_config(tree: Path, target: Target) -> None:
         )
 
 
-_SIGNING = ("CONFIG_MODULE_SIG_ALL", "CONFIG_MODULE_SIG_KEY")
+_SIGNING = ("MODULE_SIG_ALL", "MODULE_SIG_KEY")
 
 
 def make_parts(

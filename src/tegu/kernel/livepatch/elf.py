@@ -140,7 +140,7 @@ class ElfObject:
 
     def to_bytes(self) -> bytes:
         """Write the object: sections in order, then relocations, symbols and names."""
-        return _Writer(self).bytes()
+        return _Writer(self).write()
 
     def section(self, name: str) -> Section | None:
         """Return the first section of that name."""
@@ -267,7 +267,7 @@ class _Writer:
         self.heads = [bytes(_SECTION.size)]
         self.body = bytearray(_HEADER.size)
 
-    def bytes(self) -> bytes:
+    def write(self) -> bytes:
         obj = self.obj
         relas = [
             (f".rela{s.name}", SHF_INFO_LINK, s, s.relocs) for s in obj.sections if s.relocs

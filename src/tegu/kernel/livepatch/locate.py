@@ -114,7 +114,7 @@ def _bases(names: dict[str, int], symbols: SymbolMap) -> set[int]:
 
 def _refuse(section: Section, source: str) -> None:
     raise VerifyError(
-        f"{source}: its code ({section.name}) is not in the installed kernel as it is compiled here",
+        f"{source}: its code ({section.name}) is not in the installed kernel as it compiles here",
         hint="the kernel was made from other source or by another compiler; build it again with "
         "`tegu kernel build`, or name the recipe that it was built from",
     )

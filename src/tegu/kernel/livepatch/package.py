@@ -27,7 +27,7 @@ fi
 _PRERM = """#!/bin/sh
 set -e
 [ "$1" = remove ] || exit 0
-tegu kernel livepatch revert {name} --release {release} --if-loaded
+tegu kernel livepatch revert {name} --release {release}
 """
 
 

@@ -182,8 +182,11 @@ def is_exit(section: Section) -> bool:
 
 
 def take_apart(path: Path, source: str) -> Taken:
-    """Take the object at `path` apart, which was made of the file `source`. BuildError when it is damaged, UnsupportedError when it has
-    what a live patch cannot be made of."""
+    """Take the object at `path` apart, which was made of the file `source`.
+
+    Raises BuildError when it is damaged, UnsupportedError when it has what a live patch cannot be
+    made of.
+    """
     obj = ElfObject.parse(path.read_bytes(), path.name)
     return _Taker(obj, path, source).take()
 
@@ -226,9 +229,7 @@ class _Taker:
             if s.name.startswith(".export_symbol")
             for r in s.relocs
         }
-        return Taken(
-            self.source, self.obj.machine, self.obj.flags, found, frozenset(exports)
-        )
+        return Taken(self.source, self.obj.machine, self.obj.flags, found, frozenset(exports))
 
     def _split(self, section: Section) -> list[Piece]:
         """Divide a section by the symbols that have a size; what is between belongs before."""

@@ -1,4 +1,4 @@
-"""Which source files a patch concerns: those it changes, and those that read a header it changes."""
+"""Which source files a patch concerns: those it changes, and those that read its headers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ _NEW = re.compile(r"^\+\+\+ (\S+)", re.MULTILINE)
 _INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 _MOST = 64
 # The compiler reads them before every file (LINUXINCLUDE in the kernel's Makefile).
-_EVERYWHERE = {
-    f"include/linux/{n}.h" for n in ("compiler-version", "compiler_types", "kconfig")
-}
+_EVERYWHERE = {f"include/linux/{n}.h" for n in ("compiler-version", "compiler_types", "kconfig")}
 
 
 def files_of(patch: Path) -> list[str]:

@@ -115,7 +115,13 @@ class Files:
             self.settle()
 
     def disable(self, name: str, release: str) -> bool:
-        """Have `name` not loaded any more; False when it was not enabled."""
+        """Have `name` not loaded any more; False when it was not enabled.
+
+        The copy of a module that was loaded from a file goes, too.
+        """
+        copy = self._state / "modules" / release / f"{name}.ko"
+        for path in (copy, copy.with_suffix(".json")):
+            path.unlink(missing_ok=True)
         if self.enabled(release) != name:
             return False
         (self._state / "enabled" / release).unlink(missing_ok=True)

@@ -355,10 +355,18 @@ def _link(
     description = f"live patch of {target.release}: {', '.join(p.name for p in patches)}"
     (directory / "main.c").write_text(main_source(functions, description))
     (directory / "Kbuild").write_text(kbuild_text(module, names))
-    kbuild.make(f"M={_DIRECTORY}", "KBUILD_MODPOST_WARN=1", "modules")
+    said = kbuild.make(f"M={_DIRECTORY}", "KBUILD_MODPOST_WARN=1", "modules")
     path = directory / f"{module}.ko"
     run(["strip", "--strip-debug", path], timeout=60)
-    return mark_relocations(path.read_bytes(), module, dict.fromkeys(target.exported))
+    data = path.read_bytes()
+    if ElfObject.parse(data, module).section(".orc_unwind") is None:
+        # Without it the kernel cannot tell who still runs the old functions, and never finishes.
+        why = next((x.strip() for x in said.splitlines() if "objtool: " in x), "no reason given")
+        raise BuildError(
+            f"objtool could not make unwind data for {module}: {why.partition('objtool: ')[2]}",
+            hint=f"all of its output is in {kbuild.log}",
+        )
+    return mark_relocations(data, module, dict.fromkeys(target.exported))
 
 
 def _sign(kbuild: Kbuild, data: bytes, module: str, key: Path) -> bytes:

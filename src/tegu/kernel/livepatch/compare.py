@@ -44,8 +44,9 @@ _UNCOMPARED = ("__mcount_loc", ".discard.")
 class Change:
     """What one patched object has that the original has not.
 
-    `functions` are replaced, by the names of both; `added` are new functions. `originals` maps the
-    names of the patched object's data to those of the original, where it is the same variable.
+    `functions` are replaced, by the names of both; `added` are new functions, or such as ftrace
+    cannot redirect: what calls them is replaced. `originals` maps the names of the patched object's
+    data to those of the original, where it is the same variable.
     """
 
     original: Taken
@@ -86,15 +87,11 @@ def compare(original: Taken, patched: Taken) -> Change:
                 )
             added.append(piece.name)
         elif before.function(old) != after.function(piece):
-            _refuse_function(source, old)
-            changed.add(piece.name)
-    for name in [n for n in changed if n.endswith(".cold")]:
-        # The unlikely part of a function goes with it.
-        changed.discard(name)
-        parent = name.removesuffix(".cold")
-        if parent in original.pieces and parent in patched.pieces:
-            _refuse_function(source, original.pieces[parent])
-            changed.add(parent)
+            # The unlikely part of a function goes with it.
+            changed.add(piece.parent)
+    changed &= original.pieces.keys() & patched.pieces.keys()
+    carried = _carry(source, original, changed)
+    added += carried
     _refuse_data(source, original, patched, originals, before, after)
     order = [p.name for p in patched.functions]
     return Change(
@@ -106,24 +103,61 @@ def compare(original: Taken, patched: Taken) -> Change:
     )
 
 
-def _refuse_function(source: str, piece: Piece) -> None:
-    name = piece.name
-    if is_init(piece.section) or is_exit(piece.section):
-        raise UnsupportedError(
-            f"{source}: the patch changes {name}, which the kernel runs once and throws away",
-            hint="a live patch cannot change what the kernel did when it started",
-        )
-    if piece.name.endswith(".cold"):
-        return
-    if not any(
+def _carry(source: str, original: Taken, changed: set[str]) -> list[str]:
+    """Take functions without an ftrace entry out of `changed`, and put in what calls them.
+
+    (The kernel's `inline` means notrace, too; gcc may still make a function of it.) Raises
+    UnsupportedError for a function that nothing can replace.
+    """
+    carried: list[str] = []
+    todo = sorted(changed)
+    while todo:
+        name = todo.pop()
+        piece = original.pieces[name]
+        if is_init(piece.section) or is_exit(piece.section):
+            raise UnsupportedError(
+                f"{source}: the patch changes {name}, which the kernel runs once and throws away",
+                hint="a live patch cannot change what the kernel did when it started",
+            )
+        if _has_entry(piece):
+            continue
+        callers = _callers(piece, original)
+        if not callers:
+            raise UnsupportedError(
+                f"{source}: the patch changes {name}, which has no ftrace entry (notrace, noinstr "
+                "or assembly)",
+                hint="change the functions that call it instead",
+            )
+        changed.discard(name)
+        carried.append(name)
+        for caller in callers - changed - set(carried):
+            changed.add(caller)
+            todo.append(caller)
+    return carried
+
+
+def _has_entry(piece: Piece) -> bool:
+    """Whether the function begins with the call that ftrace redirects (gcc's -mfentry)."""
+    return any(
         isinstance(r.target, Outside) and r.target.name == "__fentry__" and r.offset < 16
         for r in piece.refs
-    ):
-        raise UnsupportedError(
-            f"{source}: the patch changes {name}, which has no ftrace entry (notrace, noinstr or "
-            "assembly)",
-            hint="change the functions that call it instead",
-        )
+    )
+
+
+def _callers(piece: Piece, original: Taken) -> set[str]:
+    """Return the functions that call a static function; empty when others may reach it."""
+    if piece.is_global or not piece.section.name.startswith(".text."):
+        return set()
+    callers = set()
+    for user in original.pieces.values():
+        for ref in _all_refs(user):
+            if ref.target is not piece or (ref in user.refs and user.parent == piece.parent):
+                continue
+            if ref in user.refs and ref.branch:
+                callers.add(user.parent)
+            elif ref in user.refs:
+                return set()
+    return callers
 
 
 def _correlate(original: Taken, patched: Taken) -> dict[str, str]:

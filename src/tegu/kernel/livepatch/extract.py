@@ -20,6 +20,7 @@ from tegu.kernel.livepatch.elf import (
     STT_FUNC,
     STT_NOTYPE,
     STT_OBJECT,
+    STT_SECTION,
     ElfObject,
     Reloc,
     Section,
@@ -73,6 +74,7 @@ class _Extractor:
         self.bases: dict[int, int] = {}
         self.undefined: dict[str, Symbol] = {}
         self.constants: dict[Constant, Symbol] = {}
+        self.sections: dict[int, Symbol] = {}
         self.tables: dict[str, Section] = {}
         self.waiting: list[tuple[Piece, Section]] = []
         self.added: list[str] = []
@@ -215,4 +217,17 @@ class _Extractor:
             self.obj.symbols.append(symbol)
             self.placed[id(code)], self.bases[id(code)] = symbol, 0
             space.relocs += self._relocs(user, code.refs, value)
-        section.relocs += self._relocs(user, entry.refs, start)
+        for reloc in self._relocs(user, entry.refs, start):
+            # Tables name a section and a distance, as the assembler has it: objtool expects that.
+            section.relocs.append(self._by_section(reloc))
+
+    def _by_section(self, reloc: Reloc) -> Reloc:
+        section = reloc.symbol.section
+        if section is None:
+            return reloc
+        if id(section) not in self.sections:
+            symbol = Symbol("", section, 0, 0, STB_LOCAL, STT_SECTION)
+            self.obj.symbols.append(symbol)
+            self.sections[id(section)] = symbol
+        addend = reloc.addend + reloc.symbol.value
+        return Reloc(reloc.offset, reloc.kind, self.sections[id(section)], addend)

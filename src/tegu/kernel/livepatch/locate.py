@@ -16,6 +16,7 @@ from tegu.errors import UnsupportedError, VerifyError
 from tegu.kernel.livepatch.elf import (
     SHF_ALLOC,
     SHF_EXECINSTR,
+    STB_WEAK,
     STT_FUNC,
     STT_OBJECT,
     ElfObject,
@@ -90,7 +91,10 @@ def locate(obj: ElfObject, symbols: SymbolMap, source: str) -> dict[str, int]:
         names = {
             s.name: s.value
             for s in obj.symbols
-            if s.section is section and s.kind in (STT_FUNC, STT_OBJECT) and s.name in symbols
+            if s.section is section
+            and s.kind in (STT_FUNC, STT_OBJECT)
+            and s.bind != STB_WEAK  # another object's may have been taken instead
+            and s.name in symbols
         }
         if not names:
             continue

@@ -10,6 +10,7 @@ __all__ = [
     "BuildError",
     "DefinitionError",
     "FetchError",
+    "LivepatchError",
     "LockError",
     "MachineError",
     "PlanFailed",
@@ -107,3 +108,9 @@ class SandboxError(TeguError):
     """A sandbox, or its supervisor, could not do what was asked."""
 
     exit_code = 20
+
+
+class LivepatchError(TeguError):
+    """The kernel did not take a live patch, or could not finish the change to or from it."""
+
+    exit_code = 23

@@ -24,11 +24,23 @@ __all__ = ["main"]
 
 
 class Verb(NamedTuple):
-    """Where a verb lives: `module` has a typer app under `attribute`."""
+    """Where a verb lives: `module` has a typer app under `attribute`.
+
+    `host` has what a machine offers of it, where the host half is all there is.
+    """
 
     module: str
     attribute: str
     summary: str
+    host: str = ""
+
+    @property
+    def home(self) -> str | None:
+        """The module that is here; None when neither is."""
+        return next(
+            (m for m in (self.module, self.host) if m and importlib.util.find_spec(m) is not None),
+            None,
+        )
 
 
 VERBS: dict[str, Verb] = {
@@ -37,7 +49,12 @@ VERBS: dict[str, Verb] = {
     "lock": Verb("tegu.cli.lock", "app", "Resolve a definition to exact packages."),
     "build": Verb("tegu.cli.build", "app", "Build an image from a lock."),
     "image": Verb("tegu.cli.image", "app", "List, inspect, compare, export, remove images."),
-    "kernel": Verb("tegu.cli.kernel", "app", "Build the cloud kernel, and keep it current."),
+    "kernel": Verb(
+        "tegu.cli.kernel",
+        "app",
+        "Build the cloud kernel, keep it current, patch it while it runs.",
+        "tegu.cli.kernel_host",
+    ),
     "gc": Verb("tegu.cli.store", "gc_app", "Free what no image or recent build needs."),
     "store": Verb("tegu.cli.store", "app", "Look at the store, verify what it holds."),
     "boot": Verb("tegu.cli.machine", "boot_app", "Boot an image in a machine."),
@@ -55,7 +72,7 @@ VERBS: dict[str, Verb] = {
 
 def _installed() -> dict[str, Verb]:
     """Return the verbs that are here: a machine has the host half only."""
-    return {n: v for n, v in VERBS.items() if importlib.util.find_spec(v.module) is not None}
+    return {n: v for n, v in VERBS.items() if v.home is not None}
 
 
 class FrontDoor(click.Group):
@@ -68,12 +85,12 @@ class FrontDoor(click.Group):
         verb = VERBS.get(cmd_name)
         if verb is None:
             return None
-        if importlib.util.find_spec(verb.module) is None:
+        if verb.home is None:
             raise UnsupportedError(
                 f"`tegu {cmd_name}` is not installed here", hint="it belongs to the works"
             )
         try:
-            module = importlib.import_module(verb.module)
+            module = importlib.import_module(verb.home)
         except ModuleNotFoundError as e:
             if e.name is not None and e.name.split(".")[0] == "tegu":
                 raise

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tegu.cli import kernel_bisect, kernel_history
+from tegu.cli import kernel_bisect, kernel_history, kernel_livepatch
 from tegu.cli.output import human_size, note, print_json, print_table, spinner
 
 app = typer.Typer(no_args_is_help=True, help="Build the cloud kernel, and keep it current.")
@@ -15,6 +15,7 @@ config_app = typer.Typer(no_args_is_help=True, help="The kernel's configuration.
 app.add_typer(config_app, name="config")
 kernel_history.add_to(app)
 kernel_bisect.add_to(app)
+kernel_livepatch.add_to(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Recipe = Annotated[

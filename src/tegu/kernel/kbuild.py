@@ -94,6 +94,19 @@ class Kbuild:
             )
         return text
 
+    def shell(self, command: str) -> None:
+        """Run a command line as make would: in the tree at its place, with make's environment.
+
+        Raises BuildError with the first error that it prints.
+        """
+        done = run(
+            [*self._entered(), "sh", "-c", command], env=self._env, check=False, timeout=_HOURS
+        )
+        if done.returncode != 0:
+            lines = [*done.stderr.splitlines(), *done.stdout.splitlines(), "no message"]
+            first = next((x.strip() for x in lines if _ERROR.search(x)), lines[0])
+            raise BuildError(f"{command.split(maxsplit=1)[0]} failed: {first}")
+
     def _entered(self) -> list[str]:
         """Return the command that runs what follows it with the tree at `PLACE`."""
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]

@@ -67,6 +67,8 @@ _NUMBERS = {
     "pivot_root": {"x86_64": 155, "aarch64": 41},
     "capset": {"x86_64": 126, "aarch64": 91},
     "seccomp": {"x86_64": 317, "aarch64": 277},
+    "finit_module": {"x86_64": 313, "aarch64": 273},
+    "delete_module": {"x86_64": 176, "aarch64": 106},
 }
 _COMMON_NUMBERS = {
     "open_tree": 428,

@@ -5,7 +5,8 @@ goes. So it needs nothing but Python, and takes zstandard when it is there.
 """
 
 from tegu.boot.arch import ARCHES, Arch, arch_of
-from tegu.boot.initrd import build_initrd
+from tegu.boot.cpio import Archive
+from tegu.boot.initrd import build_initrd, compress, load_script, static_program
 from tegu.boot.loader import (
     GRUB_CONFIG,
     Entry,
@@ -22,14 +23,18 @@ __all__ = [
     "ARCHES",
     "GRUB_CONFIG",
     "Arch",
+    "Archive",
     "Entry",
     "ModuleTree",
     "arch_of",
     "build_initrd",
     "build_uki",
+    "compress",
     "entry_of",
     "grub_config",
     "kernel_path",
+    "load_script",
     "loader_files",
     "newest_first",
+    "static_program",
 ]

@@ -20,7 +20,7 @@ from tegu.boot.modules import Module, ModuleTree, canonical
 from tegu.errors import BuildError
 from tegu.process import run
 
-__all__ = ["BUSES", "build_initrd", "compress", "load_script"]
+__all__ = ["BUSES", "build_initrd", "compress", "load_script", "static_program"]
 
 BUSES = ("virtio", "pci", "scsi", "vmbus", "xen")
 """Buses whose devices the initrd looks at; Hyper-V's own bus is found through ACPI."""
@@ -55,7 +55,7 @@ def build_initrd(
     archive = Archive(timestamp)
     for directory in _DIRECTORIES:
         archive.directory(directory)
-    archive.file("bin/busybox", _static(busybox), 0o755)
+    archive.file("bin/busybox", static_program(busybox), 0o755)
     for link in _APPLET_LINKS:
         archive.symlink(f"bin/{link}", "busybox")
     archive.file("init", files("tegu.boot").joinpath("init.sh").read_bytes(), 0o755)
@@ -114,8 +114,8 @@ def _shell_pattern(pattern: str) -> str:
     return re.sub(r"[^A-Za-z0-9:_,.*?\[\]+=@%^/-]", lambda m: "\\" + m[0], pattern)
 
 
-def _static(busybox: Path) -> bytes:
-    """Return the program, refusing one that needs an interpreter (elf(5): PT_INTERP is 3)."""
+def static_program(busybox: Path) -> bytes:
+    """Return the program at `busybox`; refuses one with an interpreter (elf(5): PT_INTERP is 3)."""
     hint = "install busybox-static"
     try:
         data = busybox.read_bytes()

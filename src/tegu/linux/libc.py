@@ -69,6 +69,7 @@ _NUMBERS = {
     "seccomp": {"x86_64": 317, "aarch64": 277},
     "finit_module": {"x86_64": 313, "aarch64": 273},
     "delete_module": {"x86_64": 176, "aarch64": 106},
+    "kexec_file_load": {"x86_64": 320, "aarch64": 294},
 }
 _COMMON_NUMBERS = {
     "open_tree": 428,

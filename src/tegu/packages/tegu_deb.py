@@ -38,6 +38,7 @@ MODULES = (
     "cli/__init__.py",
     "cli/front.py",
     "cli/host.py",
+    "cli/kdump.py",
     "cli/kernel_host.py",
     "cli/kernel_livepatch.py",
     "cli/output.py",

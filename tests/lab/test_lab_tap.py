@@ -94,6 +94,30 @@ def test_surprises_both_ways() -> None:
     ]  # fmt: skip
 
 
+INNER = """\
+1..1
+# ok 1 one
+# not ok 2 two
+# # a line that has no endnot ok 3 three
+# not ok 4 four # SKIP not here
+# not ok 5 - five # TODO
+not ok 1 selftests: cgroup: test_cpu # exit=1
+"""
+
+
+@pytest.mark.parametrize(
+    ("inner", "status"), [((), "skipped"), (("two", "three"), "skipped"), (("two",), "failed")]
+)
+@pytest.mark.parametrize("expected", ["fail", "unstable"])
+def test_only_what_is_known_inside(inner: tuple[str, ...], status: str, expected: str) -> None:
+    tests, _ = parse_tap(INNER)
+    assert tests[0].failed_inner() == ["two", "three"]
+    known = Known("cgroup: test_cpu", expected, "why", inner)  # type: ignore[arg-type]
+    ((verdict,), _) = judge(tests, [known])
+    assert verdict.status == status
+    assert ("failed in three, which nobody expects" in verdict.message) == (status == "failed")
+
+
 PLAN = """
 name = "tap"
 [boot]

@@ -95,6 +95,8 @@ class KnownTest(Table):
     expected: Expected
     """"unstable": either is as good."""
     reason: Annotated[str, Field(min_length=1)]
+    inner: list[str] = Field(default_factory=list)
+    """The only ones of the tests inside it that may fail; empty: any."""
 
 
 class Step(Table):

@@ -113,7 +113,7 @@ def _run(step: Step, line: str, context: Context, values: Mapping[str, str]) -> 
 
 def _of_tap(step: Step, text: str) -> tuple[list[Verdict], list[str]]:
     found, problems = parse_tap(text)
-    known = [Known(k.test, k.expected, k.reason) for k in step.known]
+    known = [Known(k.test, k.expected, k.reason, tuple(k.inner)) for k in step.known]
     verdicts, absent = judge(found, known)
     problems += [v.message for v in verdicts if v.status == "failed"]
     problems += [f"{name}: it is known, but did not run" for name in absent]

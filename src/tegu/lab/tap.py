@@ -17,6 +17,8 @@ __all__ = ["Expected", "Known", "TapTest", "Verdict", "judge", "parse_tap"]
 Expected = Literal["fail", "skip", "unstable"]
 
 _TEST = re.compile(r"(not ok|ok)\b *(\d*)(?: +- )? *(.*)")
+# A program may have left its line before unfinished.
+_INNER = re.compile(r"[#\s].*?not ok \d+ (?:- )?(.*?)(?: # ?(TODO|SKIP|XFAIL)?.*)?")
 _PLAN = re.compile(r"1\.\.(\d{1,6})(?: *#.*)?")
 _BAIL = re.compile(r"Bail out!\s*(.*)")
 
@@ -30,17 +32,24 @@ class TapTest:
     directive: str
     output: str
 
+    def failed_inner(self) -> list[str]:
+        """Return the tests inside it that failed: its own TAP, in comments or indented."""
+        found = (_INNER.fullmatch(line) for line in self.output.splitlines())
+        return [m[1].strip() for m in found if m and m[2] is None]
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
     """What is expected of the test `name` instead of a pass, and why.
 
-    "unstable" is for a test whose outcome does not follow from the code under test.
+    "unstable" is for a test whose outcome does not follow from the code under test. With `inner`
+    these are the only ones of the tests inside it that may fail.
     """
 
     name: str
     expected: Expected
     reason: str
+    inner: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,11 @@ def _verdict(test: TapTest, known: Known | None) -> Verdict:
             return Verdict(test, "passed", "")
         what = "was skipped, which nobody expects" if test.outcome == "skip" else "failed"
         return Verdict(test, "failed", f"{test.name}: {what}{said}")
+    more = [n for n in test.failed_inner() if n not in known.inner]
+    if known.inner and test.outcome == "fail" and more:
+        return Verdict(
+            test, "failed", f"{test.name}: failed in {', '.join(more)}, which nobody expects{said}"
+        )
     if known.expected == "unstable":
         if test.outcome == "pass":
             return Verdict(test, "passed", "")

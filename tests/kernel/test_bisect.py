@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tegu.cli import kernel_bisect, main
+from tegu.definition import Definition, Kernel, System
 from tegu.errors import BuildError, UsageError
 from tegu.kernel import CommitLine, Repo, commit_builder, unpack_kernel
+from tegu.kernel.bootfiles import BUSYBOXES
 from tegu.lab import Bootable, Trial, find_first_bad
+from tegu.packages import fetch_all, make_lock
+from tegu.store import Store
 
 from .test_upkeep import Work
 
@@ -163,3 +168,62 @@ def test_packages_without_a_kernel(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no kernels"):
         unpack_kernel(deb(tmp_path, "1", {"boot/config": ""}), tmp_path / "out")
     assert kernel_bisect.APPEND.startswith("root=PARTLABEL=root ")
+
+
+def version_of(tree: Path, version: str, made: Path) -> None:
+    """Pack `tree` as another version of its package."""
+    control = tree / "DEBIAN/control"
+    lines = control.read_text().splitlines()
+    lines = [f"Version: {version}" if x.startswith("Version:") else x for x in lines]
+    control.write_text("\n".join(lines) + "\n")
+    subprocess.run(
+        ["dpkg-deb", "-Znone", "-b", str(tree), str(made / f"linux-image-x_{version}.deb")],
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_real_kernels_in_real_machines(
+    shared_store: Store,
+    tegu_image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The distribution's kernel, which needs an initrd; the third version of it does not start."""
+    if not any(path.is_file() for path in map(Path, BUSYBOXES)):
+        pytest.skip("no static busybox here to make an initrd of (busybox-static)")
+    definition = Definition(system=System(name="tiny", version="1"), kernel=Kernel())
+    lock = make_lock(definition, shared_store)
+    (package,) = (p for p in lock.system if p.name.startswith("linux-image-6"))
+    fetch_all([package], lock, shared_store)
+    blob = shared_store.blob(package.sha256)
+    assert blob is not None
+    tree = tmp_path / "tree"
+    subprocess.run(["dpkg-deb", "-R", str(blob), str(tree)], check=True)
+    (kernel,) = tree.glob("boot/vmlinuz-*")
+    # What no machine of ours has need not be copied into it.
+    for name in ("sound", "drivers/gpu", "drivers/net/ethernet", "drivers/infiniband", "net"):
+        shutil.rmtree(next(tree.glob("usr/lib/modules/*")) / "kernel" / name, ignore_errors=True)
+    debs = tmp_path / "debs"
+    debs.mkdir()
+    version_of(tree, "1", debs)
+    version_of(tree, "2", debs)
+    kernel.write_bytes(b"MZ" + bytes(100_000))
+    version_of(tree, "3", debs)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    arguments = ["kernel", "bisect", "--packages", str(debs), "--image", str(tegu_image)]
+    arguments += ["--good", "1", "--bad", "3", "--boot-failure", "bad", "--boot-timeout", "900"]
+    arguments += ["--state", str(tmp_path / "s.json"), "-o", str(tmp_path / "out"), "--json"]
+    test = f"modprobe overlay && test $(uname -r) = {kernel.name.removeprefix('vmlinuz-')}"
+    assert main([*arguments, "--", test]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["first_bad"] == "3"
+    assert [(s["candidate"], s["verdict"]) for s in found["steps"]] == [
+        ("1", "good"),
+        ("3", "bad"),
+        ("2", "good"),
+    ]
+    assert "did not start" in found["steps"][1]["trials"][0]["why"]

@@ -109,6 +109,7 @@ def bisect(
     from tegu.errors import UsageError
     from tegu.lab import BisectState, TrialSettings, bisect_page, find_first_bad, found_json
     from tegu.lab.disk import parse_size
+    from tegu.lab.interrupt import ended_by_signals
 
     if sum(bool(s) for s in (repo, packages, images)) != 1:
         raise UsageError("name one of --repo, --packages and --images: where to look")
@@ -127,7 +128,7 @@ def bisect(
         test_timeout=test_timeout,
         boot_failure="bad" if boot_failure == "bad" else "skip",
     )
-    with ExitStack() as stack:
+    with ended_by_signals(), ExitStack() as stack:
         if repo is not None:
             known = stack.enter_context(
                 _commits(repo, good, bad, image, append, build=build, recipe=recipe, jobs=jobs)

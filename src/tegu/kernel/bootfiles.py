@@ -13,7 +13,7 @@ __all__ = ["KernelFiles", "kernel_files", "package_version", "unpack_kernel"]
 
 _ROOTS = ("ext4", "xfs", "btrfs", "erofs")
 _DISK = "virtio_blk"
-_BUSYBOX = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox")
+BUSYBOXES = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def kernel_files(root: Path, image: Path, release: str) -> KernelFiles:
     tree = ModuleTree(root, release)
     if _DISK in tree.builtin and "ext4" in tree.builtin:
         return KernelFiles(image, None, modules)
-    busybox = next((Path(p) for p in _BUSYBOX if Path(p).is_file()), None)
+    busybox = next((Path(p) for p in BUSYBOXES if Path(p).is_file()), None)
     if busybox is None:
         raise UnsupportedError(
             f"kernel {release} needs an initrd, and there is no static busybox to make it of",

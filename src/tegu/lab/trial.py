@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,18 +74,22 @@ def try_command(
     """
     started = time.monotonic()
     options = _options(what, settings)
-    with ended_by_signals(), _TrialMachine(options, what.modules) as machine:
+    machine = _TrialMachine(options, what.modules)
+    with ended_by_signals(), _released(machine):
         try:
             say("boot")
+            machine.start()
             machine.wait_for_ssh(settings.boot_timeout)
         except MachineError as e:
-            return _not_up(machine, e, settings, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            why = f"it did not start: {e.message}"
+            return Trial(settings.boot_failure, seconds, why, None, _console(machine))
         say("test")
         try:
             done = machine.run(command, root=True, timeout=settings.test_timeout)
         except MachineError as e:
-            text = machine.console()[-_CONSOLE:]
-            return Trial("bad", time.monotonic() - started, e.message, None, text)
+            seconds = time.monotonic() - started
+            return Trial("bad", seconds, e.message, None, _console(machine))
         said = "\n".join(t for t in (done.stdout.rstrip(), done.stderr.rstrip()) if t)
         if done.exit_code in _NOT_RUN:
             raise UsageError(
@@ -185,8 +190,17 @@ class _TrialMachine(QemuMachine):
         return seconds
 
 
-def _not_up(
-    machine: QemuMachine, error: MachineError, settings: TrialSettings, seconds: float
-) -> Trial:
-    text = machine.console()[-_CONSOLE:]
-    return Trial(settings.boot_failure, seconds, f"it did not start: {error.message}", None, text)
+@contextmanager
+def _released(machine: QemuMachine) -> Iterator[None]:
+    """Release the machine at the end, however far it got."""
+    try:
+        yield
+    finally:
+        machine.release()
+
+
+def _console(machine: QemuMachine) -> str:
+    try:
+        return machine.console()[-_CONSOLE:]
+    except MachineError:
+        return ""  # it was not even put together

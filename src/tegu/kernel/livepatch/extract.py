@@ -130,10 +130,12 @@ class _Extractor:
             self.data.append(piece.name)
         return symbol
 
-    def _relocs(self, user: Piece, refs: list[Ref], shift: int) -> list[Reloc]:
-        return [self._reloc(user, ref, shift) for ref in refs]
+    def _relocs(
+        self, user: Piece, refs: list[Ref], shift: int, *, table: bool = False
+    ) -> list[Reloc]:
+        return [self._reloc(user, ref, shift, table) for ref in refs]
 
-    def _reloc(self, user: Piece, ref: Ref, shift: int) -> Reloc:
+    def _reloc(self, user: Piece, ref: Ref, shift: int, table: bool) -> Reloc:
         target = ref.target
         delta = ref.delta - ref.implied
         if isinstance(target, Outside):
@@ -141,7 +143,7 @@ class _Extractor:
         elif isinstance(target, Constant):
             symbol = self._constant(target)
         else:
-            symbol = self._symbol(user, ref, target)
+            symbol = self._symbol(user, ref, target, table)
             # Symbols need not be at the start of their piece: there may be padding before.
             delta -= self.bases.get(id(target), self._lead(target))
         return Reloc(ref.offset + shift, ref.kind, symbol, delta)
@@ -150,11 +152,14 @@ class _Extractor:
     def _lead(piece: Piece) -> int:
         return 0 if piece.symbol is None else piece.symbol.value - piece.start
 
-    def _symbol(self, user: Piece, ref: Ref, target: Piece) -> Symbol:
+    def _symbol(self, user: Piece, ref: Ref, target: Piece, table: bool) -> Symbol:
         """Say what a reference to a piece of the patched object means in the live patch."""
         if target.is_text:
+            if target.symbol is None:
+                return self._place(target)
+            # Jumps between a function and its unlikely part, and rows of tables about it.
             unit = target.parent == user.parent
-            if target.symbol is None or unit:
+            if unit and (table or ref.branch or ref.delta != self._lead(target)):
                 return self._place(target)
             if target.name in self.change.added:
                 return self._place(target)
@@ -217,7 +222,7 @@ class _Extractor:
             self.obj.symbols.append(symbol)
             self.placed[id(code)], self.bases[id(code)] = symbol, 0
             space.relocs += self._relocs(user, code.refs, value)
-        for reloc in self._relocs(user, entry.refs, start):
+        for reloc in self._relocs(user, entry.refs, start, table=True):
             # Tables name a section and a distance, as the assembler has it: objtool expects that.
             section.relocs.append(self._by_section(reloc))
 

@@ -24,7 +24,7 @@ if [ -d /etc/kernel/{event}.d ]; then
 fi
 """
 # What the tests' scripts call.
-_TESTED_WITH = ("bash", "ethtool", "gawk", "iproute2", "iputils-ping", "jq", "kmod", "python3")
+_TESTED_WITH = ("bash", "ethtool", "iproute2", "iputils-ping", "jq", "kmod", "python3")
 _GUARD = {
     "preinst": "case $1 in install | upgrade) ;; *) exit 0 ;; esac\n",
     "postinst": '[ "$1" = configure ] || exit 0\n',

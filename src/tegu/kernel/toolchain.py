@@ -32,8 +32,13 @@ PROGRAMS = {
     "xz": "xz-utils",
     "zstd": "zstd",
 }
-# Libraries that programs of the build (objtool, resolve_btfids, sign-file) are linked with.
-_HEADERS = {"gelf.h": "libelf-dev", "openssl/opensslv.h": "libssl-dev", "zlib.h": "zlib1g-dev"}
+# What programs of the build (objtool, resolve_btfids, sign-file) and tests are linked with.
+_HEADERS = {
+    "gelf.h": "libelf-dev",
+    "openssl/opensslv.h": "libssl-dev",
+    "sys/capability.h": "libcap-dev",
+    "zlib.h": "zlib1g-dev",
+}
 # What the bits of the result depend on.
 _VERSIONED = ("gcc", "ld", "pahole", "zstd", "depmod", "make")
 

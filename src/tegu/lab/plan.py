@@ -96,7 +96,7 @@ class KnownTest(Table):
     """"unstable": either is as good."""
     reason: Annotated[str, Field(min_length=1)]
     inner: list[str] = Field(default_factory=list)
-    """The only ones of the tests inside it that may fail; empty: any."""
+    """Patterns of the only ones of the tests inside it that may fail; empty: any."""
 
 
 class Step(Table):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 __all__ = ["Expected", "Known", "TapTest", "Verdict", "judge", "parse_tap"]
@@ -43,7 +44,7 @@ class Known:
     """What is expected of the test `name` instead of a pass, and why.
 
     "unstable" is for a test whose outcome does not follow from the code under test. With `inner`
-    these are the only ones of the tests inside it that may fail.
+    (patterns as of a shell) these are the only ones of the tests inside it that may fail.
     """
 
     name: str
@@ -115,7 +116,8 @@ def _verdict(test: TapTest, known: Known | None) -> Verdict:
             return Verdict(test, "passed", "")
         what = "was skipped, which nobody expects" if test.outcome == "skip" else "failed"
         return Verdict(test, "failed", f"{test.name}: {what}{said}")
-    more = [n for n in test.failed_inner() if n not in known.inner]
+    inner = test.failed_inner()
+    more = [n for n in inner if not any(fnmatchcase(n, pattern) for pattern in known.inner)]
     if known.inner and test.outcome == "fail" and more:
         return Verdict(
             test, "failed", f"{test.name}: failed in {', '.join(more)}, which nobody expects{said}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tegu.cli import kernel_bisect, main
-from tegu.definition import Definition, Kernel, System
+from tegu.definition.models import Definition, Kernel, System
 from tegu.errors import BuildError, UsageError
 from tegu.kernel import CommitLine, Repo, commit_builder, unpack_kernel
 from tegu.kernel.bootfiles import BUSYBOXES
@@ -118,7 +118,7 @@ def test_packages(
 
     monkeypatch.setattr("tegu.lab.try_command", trial)
     arguments = ["kernel", "bisect", "--packages", "debs", "--good", "6.8-1", "--image"]
-    arguments += ["base.qcow2", "--bad", "linux-image-x_6.12-1_all.deb", "-o", "out"]
+    arguments += ["base.qcow2", "--bad", "6.12-1", "-o", "out"]
     assert main([*arguments, "--", "true"]) == 130
     assert main([*arguments, "--", "true"]) == 2
     assert "holds a bisection already" in capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_packages(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name one of --repo, --packages and --images"),
+        ([], "name one of --repo, --packages, --versions-of and --images"),
         (["--packages", "debs", "--images", "debs"], "name one of"),
         (["--packages", "debs"], "kernels need a system to be tried with"),
         (["--packages", "absent", "--image", "i"], "absent does not exist"),

@@ -135,6 +135,15 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
         assert (found, made) == (whole, total)
 
 
+def test_what_could_not_be_tried_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    state = BisectState(path, QUESTION, resume=False)
+    state.add("1", Trial("skip", 1.0, "it did not start"))
+    state.add("2", Trial("skip", 1.0, "the test exited with 125", 125))
+    state.add("3", Trial("good", 1.0, "the test exited with 0", 0))
+    assert sorted(BisectState(path, QUESTION, resume=True).trials) == ["2", "3"]
+
+
 def test_state_files_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     with pytest.raises(UsageError, match="there is no bisection to go on with"):

@@ -5,29 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tegu.cli import kernel_candidates as candidates
 from tegu.cli.output import note, print_json, print_table, spinner
 
 if TYPE_CHECKING:
-    from tegu.lab import Bootable, Found, Space, Trial, TrialSettings
+    from tegu.lab import Bootable, Found, Trial, TrialSettings
 
 __all__ = ["add_to"]
 
 APPEND = "root=PARTLABEL=root rootfstype=ext4 rw console=ttyS0,115200n8 no_timer_check"
-
-
-class Candidates(NamedTuple):
-    """What there is to choose from: the ends by their full names, and how one is made bootable."""
-
-    kind: str
-    space: Space
-    good: str
-    bad: str
-    titles: Callable[[str], str]
-    make: Callable[[str, Callable[[str], None]], Bootable]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -54,6 +44,16 @@ def bisect(
     packages: Annotated[
         list[Path] | None,
         typer.Option(help="Kernel packages, or a directory of them; repeatable. By version."),
+    ] = None,
+    versions_of: Annotated[
+        str | None,
+        typer.Option(
+            help="All versions of this kernel package (or pattern, 'linux-image-6.12.*-cloud-*') "
+            "in the definition's repositories."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="The definition that names them [Tegu's].")
     ] = None,
     images: Annotated[
         list[Path] | None,
@@ -111,8 +111,10 @@ def bisect(
     from tegu.lab.disk import parse_size
     from tegu.lab.interrupt import ended_by_signals
 
-    if sum(bool(s) for s in (repo, packages, images)) != 1:
-        raise UsageError("name one of --repo, --packages and --images: where to look")
+    if sum(bool(s) for s in (repo, packages, versions_of, images)) != 1:
+        raise UsageError(
+            "name one of --repo, --packages, --versions-of and --images: where to look"
+        )
     if rule not in ("any-bad", "majority"):
         raise UsageError(f"{rule!r} is no rule", hint="any-bad or majority")
     if boot_failure not in ("skip", "bad"):
@@ -131,12 +133,20 @@ def bisect(
     with ended_by_signals(), ExitStack() as stack:
         if repo is not None:
             known = stack.enter_context(
-                _commits(repo, good, bad, image, append, build=build, recipe=recipe, jobs=jobs)
+                candidates.commits(
+                    repo, good, bad, image, append, build=build, recipe=recipe, jobs=jobs
+                )
             )
-        elif packages:
-            known = stack.enter_context(_packages(packages, good, bad, image, append))
+        elif packages or versions_of:
+            base = candidates.base_image(image)
+            files = (
+                candidates.given_packages(packages)
+                if packages
+                else candidates.published_packages(versions_of or "", file)
+            )
+            known = stack.enter_context(candidates.packages(files, good, bad, base, append))
         else:
-            known = _images(images or [], good, bad)
+            known = candidates.images(images or [], good, bad)
         question = {
             "kind": known.kind,
             "good": known.good,
@@ -214,7 +224,10 @@ def _show(found: Found, titles: dict[str, str]) -> None:
 
 @contextmanager
 def _attempts(
-    known: Candidates, test: Sequence[str], settings: TrialSettings, say: Callable[[str], None]
+    known: candidates.Candidates,
+    test: Sequence[str],
+    settings: TrialSettings,
+    say: Callable[[str], None],
 ) -> Iterator[Callable[[str], Trial]]:
     """Yield what tries a candidate once; the last one made stays, for when it is tried again."""
     from tegu.errors import BuildError
@@ -243,151 +256,3 @@ def _attempts(
         return try_command(what, test[0] if len(test) == 1 else test, settings, tell)
 
     yield attempt
-
-
-@contextmanager
-def _commits(
-    repo: Path,
-    good: str,
-    bad: str,
-    image: Path | None,
-    append: str,
-    *,
-    build: str | None,
-    recipe: Path | None,
-    jobs: int | None,
-) -> Iterator[Candidates]:
-    from tegu.kernel import CommitLine, Repo, commit_builder, load_recipe
-    from tegu.store import Store
-
-    opened = Repo(repo)
-    line = CommitLine(opened, good, bad)
-    loaded = load_recipe(recipe) if build is None else None
-    store = Store.default()
-    with commit_builder(opened, store, recipe=loaded, command=build, jobs=jobs) as builder:
-
-        def make(commit: str, say: Callable[[str], None]) -> Bootable:
-            product = builder.build(commit, builder.work.parent / "out", say)
-            if product.image is not None:
-                return _bootable(product.image)
-            return _bootable(_base(image), product.kernel, append)
-
-        yield Candidates("commits", line, line.good, line.bad, line.subject, make)
-
-
-@contextmanager
-def _packages(
-    paths: Sequence[Path], good: str, bad: str, image: Path | None, append: str
-) -> Iterator[Candidates]:
-    import shutil
-
-    from tegu.errors import UsageError
-    from tegu.kernel import package_version, unpack_kernel
-    from tegu.lab import Line
-    from tegu.packages.version import sort_key
-    from tegu.store import Store
-
-    base = _base(image)
-    found: dict[str, Path] = {}
-    for path in _files(paths, "linux-image-*.deb"):
-        version = package_version(path)
-        if version in found:
-            raise UsageError(
-                f"{path.name} and {found[version].name} have the same version {version}"
-            )
-        found[version] = path
-    ordered = sorted(found, key=sort_key)
-    ends = [_end(e, found, ordered) for e in (good, bad)]
-    store = Store.default()
-    with store.shared(), store.scratch() as scratch:
-
-        def make(version: str, say: Callable[[str], None]) -> Bootable:
-            say("unpack")
-            place = scratch / "kernel"
-            shutil.rmtree(place, ignore_errors=True)
-            return _bootable(base, unpack_kernel(found[version], place), append)
-
-        yield Candidates(
-            "packages", Line(ordered), *_in_order(ends, ordered), lambda v: found[v].name, make
-        )
-
-
-def _images(paths: Sequence[Path], good: str, bad: str) -> Candidates:
-    from tegu.errors import UsageError
-    from tegu.lab import Line
-
-    found: dict[str, Path] = {}
-    for path in _files(paths, "*.qcow2", "*.raw"):
-        if path.name in found:
-            raise UsageError(f"two images are named {path.name}")
-        found[path.name] = path
-    ordered = list(found)
-    ends = [_end(e, found, ordered) for e in (good, bad)]
-    return Candidates(
-        "images",
-        Line(ordered),
-        *_in_order(ends, ordered),
-        lambda _: "",
-        lambda name, _say: _bootable(found[name]),
-    )
-
-
-def _bootable(image: Path, kernel: Any = None, append: str = "") -> Bootable:
-    from tegu.lab import Bootable
-
-    if kernel is None:
-        return Bootable(image)
-    return Bootable(image, kernel.image, kernel.initrd, append, kernel.modules)
-
-
-def _base(image: Path | None) -> Path:
-    from tegu.errors import UsageError
-
-    if image is None or not image.is_file():
-        raise UsageError(
-            "kernels need a system to be tried with"
-            if image is None
-            else f"{image}: no such image",
-            hint="--image FILE: an image whose root file system the kernels mount",
-        )
-    return image
-
-
-def _files(paths: Sequence[Path], *patterns: str) -> list[Path]:
-    from tegu.errors import UsageError
-
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted({p for pattern in patterns for p in path.glob(pattern)})
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UsageError(f"{path} does not exist")
-    return found
-
-
-def _end(text: str, found: dict[str, Path], ordered: Sequence[str]) -> str:
-    """Return the candidate that `text` names: by its name, or by its file."""
-    from tegu.errors import UsageError
-
-    if text in found:
-        return text
-    same = [name for name, path in found.items() if text in (path.name, str(path))]
-    if len(same) != 1:
-        raise UsageError(
-            f"there is no {text} to choose from", hint=f"there are: {', '.join(ordered) or 'none'}"
-        )
-    return same[0]
-
-
-def _in_order(ends: Sequence[str], ordered: Sequence[str]) -> tuple[str, str]:
-    from tegu.errors import UsageError
-
-    good, bad = ends
-    if ordered.index(good) > ordered.index(bad):
-        raise UsageError(
-            f"the good end {good} is newer than the bad one {bad}",
-            hint="to find what mended it, swap the two and turn the test round (`! COMMAND`)",
-        )
-    return good, bad

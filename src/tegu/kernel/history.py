@@ -58,6 +58,7 @@ class Commit:
 class Pair:
     """Two histories of one repository: what each has that the other has not, newest first.
 
+    `parted` is when the newest commit that both have was made, in seconds since the epoch.
     `shared_reverts` are the reverts in what both have, newest first, and `shared(subjects)` finds
     commits there by their subject. `read` is how many commits had to be read because the index did
     not have them.
@@ -67,6 +68,7 @@ class Pair:
     tree_tip: str
     mainline: list[Commit]
     tree: list[Commit]
+    parted: int
     shared_reverts: list[Commit]
     read: int
     shared: Callable[[set[str]], dict[str, list[str]]] = field(compare=False, repr=False)
@@ -108,6 +110,7 @@ class History:
             *tips,
             [found[i] for i in ours],
             [found[i] for i in theirs],
+            max(base.committed for base in self.repo.read(bases)),
             [found[i] for i in mentions if found[i].reverts],
             len(new),
             lambda subjects: self._by_subject(bases, subjects),

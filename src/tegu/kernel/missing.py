@@ -23,6 +23,9 @@ from tegu.kernel.messages import Reference, first_line
 __all__ = ["Comparison", "Findings", "Missing", "find_missing", "with_files"]
 
 
+_SKEW = 7 * 86400  # seconds by which clocks of authors are taken to be wrong
+
+
 @dataclass(frozen=True, slots=True)
 class Missing:
     """A commit that the tree lacks, and the commits that it mends.
@@ -173,7 +176,12 @@ class Comparison:
         them may be among what both histories have.
         """
         self._same = {}
-        mine = {(c.email, c.time, c.subject) for c in self.pair.mainline if len(c.parents) < 2}
+        mine = {
+            (c.email, c.time, c.subject)
+            for c in self.pair.mainline
+            # What was written later than that cannot be among what both have.
+            if len(c.parents) < 2 and c.time <= self.pair.parted + _SKEW
+        }
         found = self.pair.shared({subject for _, _, subject in mine})
         shared = sorted({i for ids in found.values() for i in ids})
         seen: dict[tuple[str, int, str], str] = {}

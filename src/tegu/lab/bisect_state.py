@@ -21,8 +21,9 @@ _LOG: Final = 20_000  # characters of each trial's log that are kept: its end
 class BisectState:
     """The file at `path`. `question` is all that decides about the answer: ends, candidates, test.
 
-    Raises UsageError when there is a file and `resume` is not asked for, when there is none and it
-    is, or when the file answers another question.
+    Of what is resumed, trials that were not made to the end are forgotten. Raises UsageError when
+    there is a file and `resume` is not asked for, when there is none and it is, or when the file
+    answers another question.
     """
 
     def __init__(self, path: Path, question: Mapping[str, Any], *, resume: bool) -> None:
@@ -44,7 +45,12 @@ class BisectState:
                     f"{path} is of another bisection: {key} was {body['question'].get(key)!r}",
                     hint="give the same arguments as at first, and --resume",
                 )
-        self.trials = body["trials"]
+        # What could not be tried (a machine that did not start in time) may be tried by now.
+        self.trials = {
+            candidate: kept
+            for candidate, trials in body["trials"].items()
+            if (kept := [t for t in trials if t.verdict != "skip" or t.exit_code is not None])
+        }
 
     def add(self, candidate: str, trial: Trial) -> None:
         """Keep a trial."""

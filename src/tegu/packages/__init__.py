@@ -1,9 +1,9 @@
 """Package repositories: index, verify, solve, lock, fetch; and package files, read and written.
 
 `make_lock` turns a definition into a `Lock` (exact packages), `fetch_all` brings the packages of a
-lock into the store, `find_source` and `fetch_source` do so for a source package, `open_deb` and
-`write_deb` read and write one package file. Package formats other than deb have their place beside
-the deb modules.
+lock into the store, `find_source` and `fetch_source` do so for a source package, `find_versions`
+says which versions of a package there are, `open_deb` and `write_deb` read and write one package
+file. Package formats other than deb have their place beside the deb modules.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tegu.packages.lockfile import default_lock_path
     from tegu.packages.make import make_lock, provide_local, stale
     from tegu.packages.source_package import SourcePackage, fetch_source, find_source
+    from tegu.packages.versions import Version, fetch_version, find_versions
 
 __all__ = [
     "LOCAL",
@@ -26,11 +27,14 @@ __all__ = [
     "LockedPackage",
     "LockedRepository",
     "SourcePackage",
+    "Version",
     "default_lock_path",
     "diff",
     "fetch_all",
     "fetch_source",
+    "fetch_version",
     "find_source",
+    "find_versions",
     "make_lock",
     "open_deb",
     "provide_local",
@@ -39,11 +43,14 @@ __all__ = [
 
 _HOMES = {
     "SourcePackage": "tegu.packages.source_package",
+    "Version": "tegu.packages.versions",
     "default_lock_path": "tegu.packages.lockfile",
     "diff": "tegu.packages.compare",
     "fetch_all": "tegu.packages.fetch",
     "fetch_source": "tegu.packages.source_package",
+    "fetch_version": "tegu.packages.versions",
     "find_source": "tegu.packages.source_package",
+    "find_versions": "tegu.packages.versions",
     "make_lock": "tegu.packages.make",
     "open_deb": "tegu.packages.deb",
     "provide_local": "tegu.packages.make",

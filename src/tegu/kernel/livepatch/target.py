@@ -28,9 +28,14 @@ class Target:
 
     @property
     def exported(self) -> frozenset[str]:
-        """The symbols that the kernel itself (no module) offers to modules."""
+        """The symbols that the kernel itself (no module) offers to all modules.
+
+        Those of a namespace (Documentation/core-api/symbol-namespaces.rst) are for some only.
+        """
         rows = (line.split("\t") for line in self.symvers.splitlines())
-        return frozenset(r[1] for r in rows if len(r) > 2 and r[2] == "vmlinux")
+        return frozenset(
+            r[1] for r in rows if len(r) > 2 and r[2] == "vmlinux" and not "".join(r[4:]).strip()
+        )
 
 
 def read_target(packages: Sequence[Path]) -> Target:

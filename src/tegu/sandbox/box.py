@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import marshal
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from tegu.errors import SandboxError
 from tegu.linux.cgroups import Group
 from tegu.sandbox.spec import BoxSpec, RunSpec
-from tegu.sandbox.wireless import receive
+from tegu.sandbox.wireless import receive, tell
 
 __all__ = ["Box", "Outcome", "Pending"]
 
@@ -137,7 +136,7 @@ class Box:
         self._program = pending
         pending.program = run.argv[0]
         self._arm(pending, run.timeout, self.kill)
-        self._order({"op": "become", **_plain(run)}, fds)
+        self._order(fds, "become", "0", *_words(run))
 
     def once(self, run: RunSpec, fds: list[int], pending: Pending) -> None:
         """Run one program under the box's first process, and end the box when it has ended.
@@ -149,7 +148,7 @@ class Box:
         self._once = True
         pending.program = run.argv[0]
         self._arm(pending, run.timeout, self.kill)
-        self._ask("run", pending, fds, **_plain(run))
+        self._ask("once", pending, _words(run), fds)
 
     def settle(self, pending: Pending) -> None:
         """Make it a box that lives on; `pending` hears when it takes orders."""
@@ -160,7 +159,7 @@ class Box:
     def run(self, run: RunSpec, fds: list[int], pending: Pending) -> int:
         """Start a program in a living box; returns the number by which it can be killed."""
         pending.program = run.argv[0]
-        number = self._ask("run", pending, fds, **_plain(run))
+        number = self._ask("run", pending, _words(run), fds)
         self._arm(pending, run.timeout, lambda: self.kill_run(number))
         return number
 
@@ -168,8 +167,7 @@ class Box:
         """Send a signal to a run, or end it with all that it left."""
         if self.state != "live" or number not in self._pending:
             return
-        kill = {"op": "kill", "n": number, "signal": int(what), "everything": everything}
-        self._order(kill, [])
+        self._order([], "kill", str(number), str(int(what)), str(int(everything)))
         if everything:
             self._loop.call_later(_GRACE, self._insist, number)
 
@@ -179,11 +177,11 @@ class Box:
 
     def open(self, path: str, flags: int, pending: Pending) -> None:
         """Open a file as the box sees it; the answer is a descriptor."""
-        self._ask("open", pending, path=path, flags=flags)
+        self._ask("open", pending, (path, str(flags)))
 
-    def change(self, op: str, pending: Pending, **arguments: Any) -> None:
+    def change(self, op: str, pending: Pending, *arguments: str) -> None:
         """mkdir or remove a path; pause or resume all programs."""
-        self._ask(op, pending, **arguments)
+        self._ask(op, pending, arguments)
 
     def kill(self) -> None:
         """Kill everything in the box, at once."""
@@ -212,22 +210,24 @@ class Box:
 
         pending.timer = self._loop.call_later(timeout, expire)
 
-    def _ask(self, op: str, pending: Pending, fds: list[int] | None = None, **rest: Any) -> int:
+    def _ask(
+        self, op: str, pending: Pending, rest: Sequence[str] = (), fds: Sequence[int] = ()
+    ) -> int:
         self._number += 1
         number = self._number
         self._pending[number] = pending
         try:
-            self._order({"op": op, "n": number, **rest}, fds or [])
+            self._order(fds, op, str(number), *rest)
         except SandboxError:
             del self._pending[number]
             raise
         return number
 
-    def _order(self, order: dict[str, Any], fds: list[int]) -> None:
+    def _order(self, fds: Sequence[int], *words: str) -> None:
         if self.state == "dead":
             raise self.error or SandboxError(f"box {self.name} has ended")
         try:
-            socket.send_fds(self._link, [marshal.dumps(order)], fds)
+            tell(self._link, *words, fds=fds)
         except BlockingIOError as e:
             raise SandboxError(f"box {self.name} does not take orders: too many wait") from e
         except OSError as e:
@@ -379,8 +379,9 @@ def _last_words(link: socket.socket) -> tuple[bytes, list[int]]:
         return receive(link)
 
 
-def _plain(run: RunSpec) -> dict[str, Any]:
-    return {"argv": list(run.argv), "env": run.environment(), "cwd": run.cwd}
+def _words(run: RunSpec) -> list[str]:
+    env = [f"{name}={value}" for name, value in run.environment().items()]
+    return [run.cwd, str(len(run.argv)), *run.argv, *env]
 
 
 class StartError(SandboxError):

@@ -350,18 +350,18 @@ class _Connection:
         """mkdir, remove, pause, resume."""
         op = str(message.get("op"))
         box = self._box(message)
-        arguments = {"path": _path(message)} if op in ("mkdir", "remove") else {}
+        arguments = [_path(message)] if op in ("mkdir", "remove") else []
 
         def done(answer: Answer) -> None:
             if isinstance(answer, SandboxError):
-                what = f"{arguments['path']}: " if arguments else f"{op}: "
-                self._reply(n, error=SandboxError(f"{what}{answer.message}"))
+                what = arguments[0] if arguments else op
+                self._reply(n, error=SandboxError(f"{what}: {answer.message}"))
                 return
             if op in ("pause", "resume"):
                 box.paused = op == "pause"
             self._reply(n, True)
 
-        box.change(op, Pending(done), **arguments)
+        box.change(op, Pending(done), *arguments)
 
     def kill(self, n: int, message: dict[str, Any], _: list[int]) -> None:
         """End a box; answered when nothing is left of it."""
@@ -391,6 +391,7 @@ class _Connection:
                 "ready": self._supervisor.ready(),
                 "started": self._supervisor.started,
                 "since": self._supervisor.since,
+                "zygotes": self._supervisor.zygotes(),
             },
         )
 

@@ -19,6 +19,7 @@ from tegu.errors import SandboxError, TeguError, UnsupportedError
 from tegu.linux.cgroups import Groups
 from tegu.sandbox import doctor
 from tegu.sandbox.box import Box
+from tegu.sandbox.native import find_launcher, open_launcher
 from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
 from tegu.sandbox.spec import BoxSpec, Limits
@@ -34,8 +35,11 @@ _INODES_PER_BYTE = 1 / 4096
 class Supervisor:
     """Boxes by name, zygotes by template, pools by what their boxes have in common."""
 
-    def __init__(self, *, privileged: bool, warm: int, keeper: int) -> None:
+    def __init__(
+        self, *, privileged: bool, warm: int, keeper: int, launcher: int | None = None
+    ) -> None:
         self.privileged = privileged
+        self.launcher = launcher
         self.boxes: dict[str, Box] = {}
         self.groups = Groups.find(keeper)
         self.started = 0
@@ -47,6 +51,7 @@ class Supervisor:
         self._pools: dict[tuple[object, ...], Pool] = {}
         self._loop = asyncio.get_running_loop()
         self._filling = False
+        self._closing = False
         self._slots: dict[str, int] = {}
         self._next = 0
 
@@ -54,6 +59,10 @@ class Supervisor:
         """Return the zygote of a template if it is ready."""
         zygote = self._zygotes.get(template)
         return zygote if zygote is not None and zygote.alive else None
+
+    def zygotes(self) -> dict[str, str]:
+        """Return how the zygote of each template works: "compiled" or "python"."""
+        return {name: z.runs_as for name, z in self._zygotes.items() if z.alive}
 
     async def zygote(self, template: str) -> Zygote:
         """Return the zygote of a template, started when need be; one start for all who wait."""
@@ -75,7 +84,13 @@ class Supervisor:
                 f"template {template}: this supervisor has seen {MAX_TEMPLATES} others",
                 hint="restart it: tegu sandbox stop",
             )
-        zygote = Zygote(found, slot, privileged=self.privileged, groups=self.groups)
+        zygote = Zygote(
+            found,
+            slot,
+            privileged=self.privileged,
+            groups=self.groups,
+            launcher=self.launcher,
+        )
         await zygote.start()
         self._zygotes[template] = zygote
         return zygote
@@ -93,6 +108,8 @@ class Supervisor:
 
     def make(self, spec: BoxSpec) -> Box:
         """Have a box cloned by its template's zygote, which must be ready."""
+        if self._closing:
+            raise SandboxError("the supervisor is ending")
         zygote = self.zygote_now(spec.template)
         if zygote is None:
             raise SandboxError(f"template {spec.template}: its zygote has ended")
@@ -100,13 +117,14 @@ class Supervisor:
         box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
         self.boxes[box.name] = box
         limits = spec.limits
-        order = {
-            "disk": limits.disk,
-            "inodes": max(1024, int(limits.disk * _INODES_PER_BYTE)),
-            "read_only": spec.read_only,
-            "hostname": spec.hostname,
-            "rlimits": _rlimits(limits),
-        }
+        order = (
+            str(limits.disk),
+            str(max(1024, int(limits.disk * _INODES_PER_BYTE))),
+            str(int(spec.read_only)),
+            spec.hostname,
+            str(limits.files),
+            str(limits.pids),
+        )
         fds = [box.other_end.fileno()]
         try:
             # Version 2 groups cost a clone nothing, so every box has one where they are.
@@ -192,6 +210,8 @@ class Supervisor:
         return pool
 
     def _fill(self) -> None:
+        if self._closing:
+            return
         more = False
         for pool in list(self._pools.values()):
             try:
@@ -233,25 +253,16 @@ class Supervisor:
 
     async def close(self) -> None:
         """Kill all boxes, wait until nothing is left of them, and let the zygotes go."""
-        boxes = list(self.boxes.values())
-        for box in boxes:
-            box.kill()
+        self._closing = True
         deadline = time.monotonic() + 10
         while self.boxes and time.monotonic() < deadline:
+            # Each time: a start that was under way may still have made one.
+            for box in list(self.boxes.values()):
+                box.kill()
             await asyncio.sleep(0.005)
         for zygote in self._zygotes.values():
             zygote.stop()
         self.groups.close()
-
-
-def _rlimits(limits: Limits) -> dict[str, tuple[int, int]]:
-    """Limits by setrlimit(2); processes are counted for each user id in a box (Linux 5.14)."""
-    return {
-        "RLIMIT_CORE": (0, 0),
-        "RLIMIT_NOFILE": (limits.files, limits.files),
-        "RLIMIT_NPROC": (limits.pids, limits.pids),
-        "RLIMIT_MEMLOCK": (65536, 65536),
-    }
 
 
 async def _serve(
@@ -262,6 +273,7 @@ async def _serve(
     keeper: int,
     *,
     privileged: bool,
+    launcher: int | None,
 ) -> None:
     from tegu.sandbox.service import Service
 
@@ -269,7 +281,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    supervisor = Supervisor(privileged=privileged, warm=warm, keeper=keeper)
+    supervisor = Supervisor(privileged=privileged, warm=warm, keeper=keeper, launcher=launcher)
     service = Service(supervisor, listener, stop)
     if ready is not None:
         # Not earlier: process 1 of a namespace does not even get signals that it does not handle.
@@ -282,9 +294,18 @@ async def _serve(
         await supervisor.close()
 
 
+def _launcher() -> int | None:
+    path = find_launcher()
+    try:
+        return None if path is None else open_launcher(path)
+    except OSError as e:
+        print(f"tegu: without the compiled launcher: {e}", file=sys.stderr)
+        return None
+
+
 def main(arguments: list[str]) -> None:
     """Serve on a listening socket; arguments as tegu.sandbox.keeper passes them."""
-    listening, warm, idle, ready, keeper, privileged = arguments
+    listening, warm, idle, ready, keeper, compiled, privileged = arguments
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each box takes two
     listener = socket.socket(fileno=int(listening))
@@ -294,7 +315,13 @@ def main(arguments: list[str]) -> None:
     try:
         tell = None if ready == "None" else int(ready)
         served = _serve(
-            listener, int(warm), seconds, tell, int(keeper), privileged=privileged == "1"
+            listener,
+            int(warm),
+            seconds,
+            tell,
+            int(keeper),
+            privileged=privileged == "1",
+            launcher=_launcher() if compiled == "True" else None,
         )
         asyncio.run(served)
     except TeguError as e:

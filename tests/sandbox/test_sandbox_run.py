@@ -86,6 +86,41 @@ def test_a_timeout_spares_other_programs_of_the_box(box: Sandbox) -> None:
     assert other.wait().stdout == b"lives\n"
 
 
+def commands(box: Sandbox) -> str:
+    return box.run("cat /proc/*/cmdline | tr '\\0' ' '").text
+
+
+def test_a_timeout_spares_what_earlier_runs_left(box: Sandbox) -> None:
+    assert box.run("(setsid sleep 1015 &) ; sleep 1016 & echo left").text == "left\n"
+    assert box.run("(setsid sleep 1017 &) ; sleep 1018", timeout=0.3).timed_out
+    assert until(lambda: not {"1017", "1018"} & set(commands(box).split()))
+    assert {"1015", "1016"} <= set(commands(box).split())
+
+
+def test_a_kill_spares_what_a_run_left_that_began_later_and_ended(box: Sandbox) -> None:
+    process = box.start("sleep 1019 & echo up; sleep 1020")
+    assert next(process.output()) == ("stdout", b"up\n")
+    assert box.run("sleep 1021 & echo left").text == "left\n"
+    process.kill()
+    assert process.wait().signal == signal.SIGKILL
+    assert until(lambda: not {"1019", "1020"} & set(commands(box).split()))
+    assert "1021" in commands(box).split()
+
+
+def test_a_kill_beats_a_program_that_forks_away(box: Sandbox) -> None:
+    box.run("sleep 1022 & echo left")
+    bomb = "while :; do (setsid sleep 1023 &) ; done"
+    assert box.run(["/bin/sh", "-c", bomb], timeout=0.5).timed_out
+    assert until(lambda: "1023" not in commands(box).split())
+    assert "1022" in commands(box).split()
+
+
+def test_zygotes_are_what_was_asked_for(path: Path, request: pytest.FixtureRequest) -> None:
+    run("true")
+    wanted = request.node.callspec.params["served"]
+    assert supervisor("list")["zygotes"]["host"] == wanted
+
+
 def test_a_background_process_does_not_hold_a_run_up(box: Sandbox) -> None:
     assert box.run("sleep 1000 & echo started").text == "started\n"
 

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import select
+
 from tegu.linux import openat
 from tegu.sandbox import wireless
 

@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 import sys
-from contextlib import suppress
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 

@@ -306,7 +306,6 @@ struct run {
 
 static struct run *runs;
 static size_t n_runs, room_runs;
-static int root_fd;
 static int last_run; /* whether the box ends with its first run ("once") */
 
 static void *grown(void *list, size_t n, size_t *room, size_t size)
@@ -588,10 +587,11 @@ static void kill_run(long which, int with, int everything)
 
 static int open_inside(const char *path, int flags, mode_t mode)
 {
+    /* This process never leaves its "/", and what it starts has a directory of its own. */
     struct open_how how = {.flags = (uint64_t)(unsigned)flags | O_CLOEXEC,
                            .mode = mode,
                            .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-    return (int)syscall(SYS_openat2, root_fd, path, &how, sizeof how);
+    return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
 }
 
 /* mkdir or remove: the last name of a path, in its directory. */
@@ -679,10 +679,9 @@ static __attribute__((noreturn)) void serve_box(void)
     sigaddset(&child, SIGCHLD);
     sigprocmask(SIG_BLOCK, &child, NULL);
     int ended = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
-    root_fd = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     struct pollfd both[] = {{.fd = CONTROL, .events = POLLIN}, {.fd = ended, .events = POLLIN}};
 
-    if (ended < 0 || root_fd < 0)
+    if (ended < 0)
         _exit(1);
     /* Look up what a start will need, while nobody waits. */
     if (access("/bin/sh", X_OK) < 0 || access("/etc/ld.so.cache", R_OK) < 0)

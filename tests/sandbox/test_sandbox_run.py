@@ -20,7 +20,7 @@ from tests.sandbox.conftest import marked_sleep, pids_of, until
 
 import tegu.process
 from tegu.errors import SandboxError, TeguError, UnsupportedError, UsageError
-from tegu.sandbox import AsyncSandbox, BoxSpec, Sandbox, run
+from tegu.sandbox import AsyncSandbox, BoxSpec, Sandbox, aio, run
 from tegu.sandbox.client import box_spec, supervisor
 
 
@@ -395,6 +395,46 @@ def test_a_directory_as_template(path: Path, tmp_path: Path) -> None:
     assert (root / "etc/secret").read_text() == "of root\n"
     assert stat.S_IMODE((root / "etc/secret").stat().st_mode) == 0o600
     assert sorted(p.name for p in root.iterdir()) == before
+
+
+def test_a_template_replaced_in_place_is_the_new_one(path: Path, tmp_path: Path) -> None:
+    for word in ("old", "new"):
+        _copy_program("cat", tmp_path / word)
+        (tmp_path / word / "word").write_text(word)
+    cat = [shutil.which("cat") or "cat", "/word"]
+    (tmp_path / "old").rename(tmp_path / "root")
+    (tmp_path / "link").symlink_to("root")
+    box = Sandbox.create(str(tmp_path / "root"))
+    for name in ("root", "link"):
+        assert run(cat, box=BoxSpec(str(tmp_path / name))).text == "old"
+    (tmp_path / "root").rename(tmp_path / "old")
+    (tmp_path / "new").rename(tmp_path / "root")
+    for name in ("root", "link"):
+        assert run(cat, box=BoxSpec(str(tmp_path / name))).text == "new"
+    assert box.run(cat).text == "old"
+    box.close()
+    assert sum(str(tmp_path) in name for name in supervisor("list")["zygotes"]) == 1
+
+
+def test_output_beyond_the_limit_is_dropped_and_that_is_said(box: Sandbox) -> None:
+    wrote = "head -c 300000 /dev/zero; echo done >&2"
+    for start in (run, box.run):
+        done = start(wrote, max_output=1000)
+        assert (done.exit_code, len(done.stdout), done.stderr) == (0, 1000, b"done\n")
+        assert done.truncated
+        assert not start(wrote, max_output=300000).truncated
+    assert asyncio.run(aio.run(wrote, max_output=10)).truncated
+    endless = box.run("yes & sleep 0.2", max_output=5)
+    assert (endless.exit_code, endless.stdout) == (0, b"y\ny\ny")
+
+
+def test_files_of_the_kernel_are_not_copied(box: Sandbox) -> None:
+    box.run("ln -s /proc/self/maps /tmp/maps; ln -s /proc/1/oom_score_adj /tmp/adj")
+    for name in ("/proc/self/maps", "/proc/1/oom_score_adj", "/tmp/maps", "/tmp/adj"):
+        with pytest.raises(SandboxError, match=r"not a regular file|Permission|No such"):
+            box.files.read(name)
+    with pytest.raises(SandboxError, match=r"not a regular file|Permission"):
+        box.files.write("/tmp/adj", "5")
 
 
 def _copy_program(name: str, root: Path) -> None:

@@ -66,7 +66,8 @@ class Group:
             _write(directory / "cgroup.procs", str(pid))
 
     def usage(self) -> dict[str, int]:
-        """Return what is accounted for here: memory (bytes, and peak), cpu_us, pids."""
+        """Return what is accounted for here: memory and memory_peak (bytes), pids, cpu_us and
+        throttled_us (microseconds of processor time used, and withheld by the limit)."""
         found: dict[str, int] = {}
         for controller, key, names in (
             ("memory", "memory", ("memory.current", "memory.usage_in_bytes")),
@@ -78,6 +79,23 @@ class Group:
                 if directory is not None:
                     with suppress(OSError, ValueError):
                         found[key] = int((directory / name).read_text())
+        found.update(self._processor())
+        return found
+
+    def _processor(self) -> dict[str, int]:
+        directory = self.directories.get("cpu")
+        found: dict[str, int] = {}
+        if directory is None:
+            return found
+        with suppress(OSError, ValueError):
+            for line in (directory / "cpu.stat").read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key == "usage_usec":
+                    found["cpu_us"] = int(value)
+                elif key == "throttled_usec":
+                    found["throttled_us"] = int(value)
+                elif key == "throttled_time":  # version 1, in nanoseconds
+                    found["throttled_us"] = int(value) // 1000
         return found
 
     def out_of_memory(self) -> bool:

@@ -70,6 +70,11 @@ class Box:
         self.state = "new"
         self.created = time.time()
         self.group: Group | None = None
+        self.gate: Callable[[Callable[[SandboxError | None], None]], None] | None = None
+        """What must be done to the new process before a program may run there; calls when it is, or
+        with an error. Until then the process is not waited for, so that its pid stays its own."""
+        self.ready = False
+        """Whether a program may run in it."""
         self.owner: object = None
         self.paused = False
         self.pid = 0
@@ -78,6 +83,7 @@ class Box:
         self._loop = asyncio.get_running_loop()
         self._pidfd = -1
         self._doomed = False
+        self._gated = self._ended_early = False
         self._once = False
         self._link, self.other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._link.setblocking(False)
@@ -101,6 +107,24 @@ class Box:
             self.error = SandboxError(f"box {self.name}: {reason}")
         if self._doomed:
             self._signal(signal.SIGKILL)
+        if self.gate is None:
+            self._open_gate()
+        else:
+            self._gated = True
+            self.gate(self._passed)
+
+    def _passed(self, error: SandboxError | None) -> None:
+        self._gated = False
+        if error is not None:
+            self.error = self.error or error
+            self.kill()
+        if self._ended_early:
+            self._process_ended()
+        elif error is None:
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        self.ready = True
         waiting, self._when_born = self._when_born, []
         for call in waiting:
             call()
@@ -110,13 +134,10 @@ class Box:
         self.other_end.close()
         self.error = SandboxError(f"box {self.name}: {reason}")
         self._finish(None, 0)
-        waiting, self._when_born = self._when_born, []
-        for call in waiting:
-            call()
 
     def when_born(self, call: Callable[[], None]) -> None:
-        """Call once there is a process (or never will be: see `state`)."""
-        if self.pid or self.state == "dead":
+        """Call once a program may run (or never will: see `state`)."""
+        if self.ready or self.state == "dead":
             call()
         else:
             self._when_born.append(call)
@@ -311,6 +332,20 @@ class Box:
     def _starved(self) -> bool:
         return self.group is not None and self.group.out_of_memory()
 
+    def join(self, group: Group) -> None:
+        """Take a group that its process was put into; what is dead already lets it go again."""
+        if self.group is None:
+            self.group = group
+        else:
+            self.group.directories.update(group.directories)
+        if self.state == "dead":
+            self._drop_group()
+
+    def _drop_group(self) -> None:
+        if self.group is not None:
+            self._let_go(self.group)
+            self.group = None
+
     def _let_go(self, group: Group, attempt: int = 0) -> None:
         """Remove a group without waiting for what was killed; the supervisor's end has the rest."""
         if not group.remove() and attempt < 20:
@@ -318,6 +353,9 @@ class Box:
 
     def _process_ended(self) -> None:
         self._loop.remove_reader(self._pidfd)
+        if self._gated:
+            self._ended_early = True
+            return
         pid, status, usage = os.wait4(self.pid, 0)
         assert pid == self.pid
         if self.state == "live":
@@ -362,10 +400,9 @@ class Box:
                 pending.finish(_outcome(pending, signal.SIGKILL, *times, starved))
             else:
                 pending.finish(self.error or SandboxError(f"box {self.name} has ended"))
-        if self.group is not None:
-            self._let_go(self.group)
-            self.group = None
+        self._drop_group()
         self._ended(self)
+        self._open_gate()  # who waited for it sees that it is dead
         dead, self._when_dead = self._when_dead, []
         for call in dead:
             call()

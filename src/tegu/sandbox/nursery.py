@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +16,8 @@ from typing import Protocol
 
 from tegu.errors import SandboxError
 from tegu.linux.cgroups import Groups
-from tegu.linux.seccomp import compile_filter
 from tegu.sandbox.devices import new_devices
-from tegu.sandbox.policy import CAPABILITIES, box_policy
+from tegu.sandbox.policy import CAPABILITIES, box_filter
 from tegu.sandbox.template import Template
 from tegu.sandbox.wireless import receive, tell
 
@@ -59,6 +59,8 @@ class Zygote:
         self.template = template
         self.runs_as = ""
         """"compiled" when the zygote became the launcher, else "python"."""
+        self.identity = template.identity()
+        self.last_use = time.monotonic()
         self._launcher = launcher
         self.spare_networks = SPARE_NETWORKS
         self._first_id = FIRST_ID + slot * IDS if privileged else 0
@@ -139,7 +141,7 @@ class Zygote:
             fds.append(os.dup(self._launcher))
         plan = {
             "launcher": launcher,
-            "filters": [compile_filter(policy) for policy in box_policy()],
+            "filters": [box_filter()],
             "keep": CAPABILITIES,
             "root": root,
             "devices": devices,
@@ -181,6 +183,7 @@ class Zygote:
         if self._link is None:
             raise SandboxError(f"template {self.template.name}: its zygote has ended")
         self._expected[name] = who
+        self.last_use = time.monotonic()
         try:
             tell(self._link, "clone", name, str(self.spare_networks), *order, fds=fds)
         except OSError as e:

@@ -200,6 +200,7 @@ class _Connection:
         run = RunSpec.from_json(message.get("run"))
         _want_descriptors(fds)
         self._supervisor.check(spec)
+        spec = self._supervisor.placed(spec)
         if self._supervisor.zygote_now(spec.template) is None:
             return self._once_later(n, spec, run, fds)
         box = self._supervisor.take(spec)
@@ -276,6 +277,7 @@ class _Connection:
         """Make a box that lives on."""
         spec = BoxSpec.from_json(message.get("box", {}))
         self._supervisor.check(spec)
+        spec = self._supervisor.placed(spec)
         return self._create(n, spec, keep=message.get("keep") is True)
 
     async def _create(self, n: int, spec: BoxSpec, *, keep: bool) -> None:
@@ -397,7 +399,9 @@ class _Connection:
 
     def doctor(self, n: int, *_: object) -> None:
         """Say what limits rest on here."""
-        self._reply(n, [f.to_json() for f in doctor.limits(self._supervisor.groups)])
+        found = doctor.limits(self._supervisor.groups)
+        found.append(doctor.launcher(there=self._supervisor.launcher is not None))
+        self._reply(n, [f.to_json() for f in found])
 
     def shutdown(self, n: int, *_: object) -> None:
         """End the supervisor, and every box with it."""

@@ -12,11 +12,15 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tegu.errors import SandboxError, TeguError, UnsupportedError
-from tegu.linux.cgroups import Groups
+from tegu.linux.cgroups import Group, Groups
 from tegu.sandbox import doctor
 from tegu.sandbox.box import Box
 from tegu.sandbox.native import find_launcher, open_launcher
@@ -29,6 +33,8 @@ __all__ = ["Supervisor", "main"]
 
 _TEND_EVERY = 5.0
 _FILL_AFTER = 0.006
+_ZYGOTE_IDLE = 60.0
+"""Seconds after which the zygote of a directory is let go unless it is used."""
 _INODES_PER_BYTE = 1 / 4096
 
 
@@ -52,6 +58,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._filling = False
         self._closing = False
+        self._thread = ThreadPoolExecutor(1, "groups")
         self._slots: dict[str, int] = {}
         self._next = 0
 
@@ -76,13 +83,45 @@ class Supervisor:
             task.add_done_callback(lambda _: self._starting.pop(template, None))
         return await asyncio.shield(task)
 
+    def placed(self, spec: BoxSpec) -> BoxSpec:
+        """Return a box's description with its template's own path, and forget a zygote of what was
+        there before: a template that is replaced in place starts boxes of the new one."""
+        if spec.template == "host":
+            return spec
+        path = os.path.realpath(spec.template)
+        old = self._zygotes.get(path)
+        if old is not None:
+            try:
+                about = Path(path).stat()
+                same = (about.st_dev, about.st_ino) == old.identity
+            except OSError:
+                same = False
+            if not same:
+                self._drop_zygote(path)
+        return spec if path == spec.template else replace(spec, template=path)
+
+    def _drop_zygote(self, template: str) -> None:
+        """Let a zygote go, and the boxes made ahead of it; those in use live on."""
+        for key in [key for key in self._pools if key[0] == template]:
+            self._pools.pop(key).empty()
+        self._zygotes.pop(template).stop()
+
+    def _slot(self, template: str) -> int:
+        """Return the template's number, from which its ids on the host follow."""
+        used = {z.template.name for z in self._zygotes.values()}
+        used |= {b.spec.template for b in self.boxes.values()} | set(self._starting)
+        self._slots = {name: n for name, n in self._slots.items() if name in used}
+        taken = set(self._slots.values())
+        free = next(n for n in range(MAX_TEMPLATES + 1) if n not in taken)
+        return self._slots.setdefault(template, free)
+
     async def _start_zygote(self, template: str) -> Zygote:
         found = find_template(template)
-        slot = self._slots.setdefault(template, len(self._slots))
+        slot = self._slot(template)
         if slot >= MAX_TEMPLATES:
             raise SandboxError(
-                f"template {template}: this supervisor has seen {MAX_TEMPLATES} others",
-                hint="restart it: tegu sandbox stop",
+                f"template {template}: {MAX_TEMPLATES} others are in use",
+                hint="one becomes free when no box of it runs, a minute after its last start",
             )
         zygote = Zygote(
             found,
@@ -144,19 +183,34 @@ class Supervisor:
             box.stillborn(reason)
             raise
         if self.groups.provider("pids") == "cgroup v1":
-            box.when_born(lambda: self._count(box, limits.pids))
+            box.gate = lambda passed: self._count(box, limits.pids, passed)
         return box
 
-    def _count(self, box: Box, pids: int) -> None:
-        """Put a new box into a version 1 group that bounds its processes, whoever they run as."""
-        if box.state == "dead":
-            return
-        try:
-            box.group = self.groups.create(box.name, memory=None, cpus=None, pids=pids)
-            box.group.attach(box.pid)
-        except (OSError, TeguError) as e:
-            box.error = box.error or SandboxError(f"box {box.name}: a limit on pids: {e}")
-            box.kill()
+    def _count(self, box: Box, pids: int, passed: Callable[[SandboxError | None], None]) -> None:
+        """Put a new box into a version 1 group that bounds its processes, whoever they run as.
+
+        In a thread: a move into such a group waits for all processors, now and then a tenth of a
+        second, in which no other box shall wait.
+        """
+
+        def attach() -> Group:
+            group = self.groups.create(box.name, memory=None, cpus=None, pids=pids)
+            try:
+                group.attach(box.pid)
+            except BaseException:
+                group.remove()
+                raise
+            return group
+
+        def attached(done: asyncio.Future[Group]) -> None:
+            error = done.exception()
+            if error is None:
+                box.join(done.result())
+                passed(None)
+            else:
+                passed(SandboxError(f"box {box.name}: a limit on pids: {error}"))
+
+        self._loop.run_in_executor(self._thread, attach).add_done_callback(attached)
 
     def take(self, spec: BoxSpec) -> Box:
         """Return a new box: a ready one if there is, else one that is being cloned."""
@@ -183,15 +237,12 @@ class Supervisor:
         pids = self.groups.provider("pids")
         if pids == "cgroup v2" or not (more or pids):
             return False
-        if not box.pid:
+        if not box.ready:
             return True
         if more:
             group = self.groups.create(box.name, memory=limits.memory, cpus=limits.cpus, pids=None)
-            if box.group is None:
-                box.group = group
-            else:
-                box.group.directories.update(group.directories)
             group.attach(box.pid)
+            box.join(group)
         return False
 
     def _pool(self, spec: BoxSpec) -> Pool | None:
@@ -247,6 +298,9 @@ class Supervisor:
                 pool.shrink()
                 if not pool.wanted:
                     del self._pools[key]
+            for name, zygote in list(self._zygotes.items()):
+                if name != "host" and time.monotonic() - zygote.last_use > _ZYGOTE_IDLE:
+                    self._drop_zygote(name)
             idle = time.monotonic() - self.last_use
             if idle_exit and idle > idle_exit and not self.in_use() and not busy():
                 stop.set()
@@ -262,6 +316,7 @@ class Supervisor:
             await asyncio.sleep(0.005)
         for zygote in self._zygotes.values():
             zygote.stop()
+        self._thread.shutdown()
         self.groups.close()
 
 

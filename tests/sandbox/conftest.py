@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tegu.sandbox.client import Sandbox
+from tegu.sandbox.native import find_launcher
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -24,7 +25,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 class Served:
     """A supervisor under test: its socket, and the process that keeps it."""
 
-    def __init__(self, warm: int) -> None:
+    def __init__(self, warm: int, *, compiled: bool = True) -> None:
         # Short, as the address of a UNIX socket has 108 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="tegu-t", dir="/tmp"))
         self.path = self.directory / "s"
@@ -32,7 +33,8 @@ class Served:
         program = (
             f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from pathlib import Path; "
             "from tegu.sandbox.keeper import keep; "
-            f"sys.exit(keep(Path(sys.argv[1]), warm={warm}, idle_exit=None, ready={writer}))"
+            f"sys.exit(keep(Path(sys.argv[1]), warm={warm}, idle_exit=None, ready={writer}, "
+            f"compiled={compiled}))"
         )
         self.keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", program, str(self.path)],
@@ -107,10 +109,13 @@ def until(what: Callable[[], bool], seconds: float = 30) -> bool:
     return True
 
 
-@pytest.fixture(scope="session")
-def served() -> Iterator[Served]:
-    """The supervisor that tests share."""
-    one = Served(warm=2)
+@pytest.fixture(scope="session", params=["compiled", "python"])
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """The supervisor that tests share: one with the compiled launcher, and one without."""
+    compiled = request.param == "compiled"
+    if compiled and find_launcher() is None:
+        pytest.skip("the launcher was not built: there was no C compiler at ./dev setup")
+    one = Served(warm=2, compiled=compiled)
     yield one
     one.stop()
 

@@ -20,7 +20,7 @@ from tests.sandbox.conftest import marked_sleep, pids_of, until
 
 import tegu.process
 from tegu.errors import SandboxError, TeguError, UnsupportedError, UsageError
-from tegu.sandbox import AsyncSandbox, BoxSpec, Sandbox, run
+from tegu.sandbox import AsyncSandbox, BoxSpec, Sandbox, aio, run
 from tegu.sandbox.client import box_spec, supervisor
 
 
@@ -84,6 +84,41 @@ def test_a_timeout_spares_other_programs_of_the_box(box: Sandbox) -> None:
     assert until(lambda: "1006" not in box.run("cat /proc/*/cmdline | tr '\\0' ' '").text)
     other.write("go\n")
     assert other.wait().stdout == b"lives\n"
+
+
+def commands(box: Sandbox) -> str:
+    return box.run("cat /proc/*/cmdline | tr '\\0' ' '").text
+
+
+def test_a_timeout_spares_what_earlier_runs_left(box: Sandbox) -> None:
+    assert box.run("(setsid sleep 1015 &) ; sleep 1016 & echo left").text == "left\n"
+    assert box.run("(setsid sleep 1017 &) ; sleep 1018", timeout=0.3).timed_out
+    assert until(lambda: not {"1017", "1018"} & set(commands(box).split()))
+    assert {"1015", "1016"} <= set(commands(box).split())
+
+
+def test_a_kill_spares_what_a_run_left_that_began_later_and_ended(box: Sandbox) -> None:
+    process = box.start("sleep 1019 & echo up; sleep 1020")
+    assert next(process.output()) == ("stdout", b"up\n")
+    assert box.run("sleep 1021 & echo left").text == "left\n"
+    process.kill()
+    assert process.wait().signal == signal.SIGKILL
+    assert until(lambda: not {"1019", "1020"} & set(commands(box).split()))
+    assert "1021" in commands(box).split()
+
+
+def test_a_kill_beats_a_program_that_forks_away(box: Sandbox) -> None:
+    box.run("sleep 1022 & echo left")
+    bomb = "while :; do (setsid sleep 1023 &) ; done"
+    assert box.run(["/bin/sh", "-c", bomb], timeout=0.5).timed_out
+    assert until(lambda: "1023" not in commands(box).split())
+    assert "1022" in commands(box).split()
+
+
+def test_zygotes_are_what_was_asked_for(path: Path, request: pytest.FixtureRequest) -> None:
+    run("true")
+    wanted = request.node.callspec.params["served"]
+    assert supervisor("list")["zygotes"]["host"] == wanted
 
 
 def test_a_background_process_does_not_hold_a_run_up(box: Sandbox) -> None:
@@ -360,6 +395,46 @@ def test_a_directory_as_template(path: Path, tmp_path: Path) -> None:
     assert (root / "etc/secret").read_text() == "of root\n"
     assert stat.S_IMODE((root / "etc/secret").stat().st_mode) == 0o600
     assert sorted(p.name for p in root.iterdir()) == before
+
+
+def test_a_template_replaced_in_place_is_the_new_one(path: Path, tmp_path: Path) -> None:
+    for word in ("old", "new"):
+        _copy_program("cat", tmp_path / word)
+        (tmp_path / word / "word").write_text(word)
+    cat = [shutil.which("cat") or "cat", "/word"]
+    (tmp_path / "old").rename(tmp_path / "root")
+    (tmp_path / "link").symlink_to("root")
+    box = Sandbox.create(str(tmp_path / "root"))
+    for name in ("root", "link"):
+        assert run(cat, box=BoxSpec(str(tmp_path / name))).text == "old"
+    (tmp_path / "root").rename(tmp_path / "old")
+    (tmp_path / "new").rename(tmp_path / "root")
+    for name in ("root", "link"):
+        assert run(cat, box=BoxSpec(str(tmp_path / name))).text == "new"
+    assert box.run(cat).text == "old"
+    box.close()
+    assert sum(str(tmp_path) in name for name in supervisor("list")["zygotes"]) == 1
+
+
+def test_output_beyond_the_limit_is_dropped_and_that_is_said(box: Sandbox) -> None:
+    wrote = "head -c 300000 /dev/zero; echo done >&2"
+    for start in (run, box.run):
+        done = start(wrote, max_output=1000)
+        assert (done.exit_code, len(done.stdout), done.stderr) == (0, 1000, b"done\n")
+        assert done.truncated
+        assert not start(wrote, max_output=300000).truncated
+    assert asyncio.run(aio.run(wrote, max_output=10)).truncated
+    endless = box.run("yes & sleep 0.2", max_output=5)
+    assert (endless.exit_code, endless.stdout) == (0, b"y\ny\ny")
+
+
+def test_files_of_the_kernel_are_not_copied(box: Sandbox) -> None:
+    box.run("ln -s /proc/self/maps /tmp/maps; ln -s /proc/1/oom_score_adj /tmp/adj")
+    for name in ("/proc/self/maps", "/proc/1/oom_score_adj", "/tmp/maps", "/tmp/adj"):
+        with pytest.raises(SandboxError, match=r"not a regular file|Permission|No such"):
+            box.files.read(name)
+    with pytest.raises(SandboxError, match=r"not a regular file|Permission"):
+        box.files.write("/tmp/adj", "5")
 
 
 def _copy_program(name: str, root: Path) -> None:

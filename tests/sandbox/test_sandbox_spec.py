@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import stat
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +15,8 @@ from hypothesis import strategies as st
 
 from tegu.errors import UsageError
 from tegu.linux.seccomp import Compare, Policy, Rule, compile_filter
-from tegu.sandbox.policy import box_policy
+from tegu.sandbox.native import open_launcher
+from tegu.sandbox.policy import box_filter, box_policy
 from tegu.sandbox.spec import BoxSpec, Limits, RunSpec, parse_size
 from tegu.sandbox.template import find_template
 
@@ -114,11 +120,25 @@ def test_the_host_template_says_nothing_of_this_machine() -> None:
     }  # fmt: skip
 
 
-def test_filters_compile_to_whole_instructions() -> None:
-    for policy in box_policy():
-        program = compile_filter(policy)
-        assert program
-        assert len(program) % 8 == 0
+def test_the_filter_compiles_to_whole_instructions() -> None:
+    program = compile_filter(box_policy())
+    assert program
+    assert len(program) % 8 == 0
+    assert box_filter().endswith(program)
+    assert len(box_filter()) == len(program) + 6 * 8
+
+
+def test_the_launcher_is_sealed_and_cannot_be_read(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(Path(sys.executable).read_bytes())
+    fd = open_launcher(program)
+    try:
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o111
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+        with pytest.raises(PermissionError), Path(f"/proc/self/fd/{fd}").open("r+b") as f:
+            f.truncate(0)
+    finally:
+        os.close(fd)
 
 
 def test_a_filter_leaves_out_what_this_library_does_not_know() -> None:

@@ -38,6 +38,9 @@ def serve(
     socket: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to listen.")] = None,
     warm: int = typer.Option(16, min=0, max=1024, help="The most boxes to hold ready."),
     idle_exit: float = typer.Option(0, min=0, metavar="S", help="End after S unused seconds."),
+    launcher: bool = typer.Option(
+        True, "--launcher/--no-launcher", help="Start boxes by the compiled launcher, if there."
+    ),
 ) -> None:
     """Run the supervisor until it is told to stop; for a service manager.
 
@@ -46,7 +49,8 @@ def serve(
     from tegu.sandbox.keeper import keep
     from tegu.sandbox.wire import default_socket
 
-    raise typer.Exit(keep(socket or default_socket(), warm=warm, idle_exit=idle_exit or None))
+    where = socket or default_socket()
+    raise typer.Exit(keep(where, warm=warm, idle_exit=idle_exit or None, compiled=launcher))
 
 
 @app.command(epilog="Example: tegu sandbox stop")

@@ -23,6 +23,8 @@ __all__ = ["Group", "Groups", "step_aside", "sweep"]
 _PREFIX = "tegu-"
 _ASIDE = "tegu-keeper"
 _PERIOD = 100_000  # microseconds, the default of cpu.max
+_PATIENCE = 5.0
+"""Seconds that removing all groups of a supervisor waits for killed processes, in all."""
 _V2_CONTROLLERS = ("cpu", "memory", "pids")
 
 
@@ -64,7 +66,8 @@ class Group:
             _write(directory / "cgroup.procs", str(pid))
 
     def usage(self) -> dict[str, int]:
-        """Return what is accounted for here: memory (bytes, and peak), cpu_us, pids."""
+        """Return what is accounted for here: memory and memory_peak (bytes), pids, cpu_us and
+        throttled_us (microseconds of processor time used, and withheld by the limit)."""
         found: dict[str, int] = {}
         for controller, key, names in (
             ("memory", "memory", ("memory.current", "memory.usage_in_bytes")),
@@ -76,6 +79,23 @@ class Group:
                 if directory is not None:
                     with suppress(OSError, ValueError):
                         found[key] = int((directory / name).read_text())
+        found.update(self._processor())
+        return found
+
+    def _processor(self) -> dict[str, int]:
+        directory = self.directories.get("cpu")
+        found: dict[str, int] = {}
+        if directory is None:
+            return found
+        with suppress(OSError, ValueError):
+            for line in (directory / "cpu.stat").read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key == "usage_usec":
+                    found["cpu_us"] = int(value)
+                elif key == "throttled_usec":
+                    found["throttled_us"] = int(value)
+                elif key == "throttled_time":  # version 1, in nanoseconds
+                    found["throttled_us"] = int(value) // 1000
         return found
 
     def out_of_memory(self) -> bool:
@@ -266,8 +286,9 @@ class Groups:
 
     def close(self) -> None:
         """Remove everything that was made here."""
+        end = time.monotonic() + _PATIENCE
         for base in set(self.bases.values()):
-            _remove_tree(base)
+            _remove_tree(base, end)
         for fd in self.lock:
             os.close(fd)
         self.lock.clear()
@@ -302,13 +323,14 @@ def _delegated(group: Path) -> bool:
 def sweep() -> int:
     """Remove what supervisors that are gone have left behind; returns how many directories."""
     removed = 0
+    end = time.monotonic() + _PATIENCE
     try:
         hierarchies = _hierarchies()
     except OSError:
         return 0
     for own in set(hierarchies.values()):
         for directory in _stale(own.parent if own.name == _ASIDE else own):
-            _remove_tree(directory)
+            _remove_tree(directory, end)
             removed += 1
     return removed
 
@@ -328,18 +350,18 @@ def _stale(own: Path) -> Iterator[Path]:
             os.close(fd)
 
 
-def _remove_tree(base: Path) -> None:
+def _remove_tree(base: Path, end: float) -> None:
     for child in [p for p in base.glob("*") if p.is_dir()]:
-        _remove_tree(child)
-    _remove(base)
+        _remove_tree(child, end)
+    _remove(base, end)
 
 
-def _remove(directory: Path) -> None:
-    """rmdir(2), patient with processes that are still on their way out."""
-    for attempt in range(500):
-        if _try_remove(directory):
-            return
-        time.sleep(0.001 * min(attempt, 10))
+def _remove(directory: Path, end: float) -> None:
+    """rmdir(2), patient until `end` (time.monotonic) with processes that are on their way out."""
+    pause = 0.001
+    while not _try_remove(directory) and time.monotonic() < end:
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
 
 
 def _try_remove(directory: Path) -> bool:

@@ -1,4 +1,5 @@
-"""openat2(2): opening a path without being led out of a directory, whatever its links say."""
+"""openat2(2): opening a path without being led out of a directory, whatever its links say; and
+fstatfs(2): what kind of file system that led to."""
 
 from __future__ import annotations
 
@@ -7,12 +8,28 @@ import os
 
 from tegu.linux import libc
 
-__all__ = ["open_in_root"]
+__all__ = ["on_kernel_files", "open_in_root"]
 
 # linux/openat2.h
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 _O_CLOEXEC = 0o2000000
+
+
+# linux/magic.h: proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, nsfs, mqueue.
+_KERNEL_FILES = frozenset(
+    [
+        *(0x9FA0, 0x62656572, 0x27E0EB, 0x63677270, 0x64626720, 0x74726163),
+        *(0x73636673, 0xCAFE4A11, 0x6E736673, 0x19800202),
+    ]
+)
+
+
+def on_kernel_files(fd: int) -> bool:
+    """Whether an open file is of /proc, /sys and the like, which are no data. Raises OSError."""
+    about = (ctypes.c_long * 32)()  # struct statfs: 15 longs, of which the first is f_type
+    libc.call("fstatfs", ctypes.c_int(fd), about, what="fstatfs")
+    return about[0] in _KERNEL_FILES
 
 
 class _OpenHow(ctypes.Structure):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import errno as errnos
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tegu.errors import UnsupportedError
 
-__all__ = ["Compare", "Policy", "Rule", "compile_filter"]
+__all__ = ["Compare", "Policy", "Rule", "compile_filter", "refusing"]
 
 # seccomp.h (libseccomp)
 _ALLOW = 0x7FFF0000
@@ -101,6 +102,22 @@ def compile_filter(policy: Policy) -> bytes:
             return f.read()
     finally:
         lib.seccomp_release(ctx)
+
+
+def refusing(program: bytes, call: str, argument: int, values: Sequence[int], error: int) -> bytes:
+    """Return `program` with a test before it: `call` fails with `error` when the low 32 bits of its
+    argument are one of `values`, whatever `program` says of it.
+
+    libseccomp cannot say "allowed unless" of masked arguments in one filter. The words are those of
+    struct seccomp_data (linux/seccomp.h) on a little-endian machine.
+    """
+    number = _library().seccomp_syscall_resolve_name(call.encode())
+    n = len(values)
+    load, equal, give = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    words = [(load, 0, 0, 0), (equal, 0, n + 2, number), (load, 0, 0, 16 + 8 * argument)]
+    words += [(equal, n - 1 - i, int(i == n - 1), value) for i, value in enumerate(values)]
+    words.append((give, 0, 0, _ERRNO | error))
+    return b"".join(struct.pack("=HBBI", *word) for word in words) + program
 
 
 def _action(error: int | None) -> ctypes.c_uint32:

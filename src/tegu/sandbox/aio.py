@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +18,13 @@ from tegu.sandbox.client import (
     Result,
     as_result,
     box_spec,
+    checked_file,
     entries,
     read_file,
     run_spec,
     secret_files,
 )
-from tegu.sandbox.exchange import Exchange
+from tegu.sandbox.exchange import MAX_OUTPUT, Exchange, Output
 from tegu.sandbox.launch import connect
 from tegu.sandbox.spec import BoxSpec
 
@@ -73,15 +73,14 @@ async def _converse(
     secrets: Mapping[str, bytes] | None,
     *,
     start: bool,
+    max_output: int,
 ) -> Result:
-    out = {"stdout": bytearray(), "stderr": bytearray()}
+    out = Output(max_output)
     raw = data.encode() if isinstance(data, str) else data
     link = await asyncio.to_thread(connect, path, start=start)
     try:
         with secret_files(secrets) as fds:
-            exchange = Exchange(
-                link, request, data=raw, heard=lambda name, d: out[name].extend(d), secrets=fds
-            )
+            exchange = Exchange(link, request, data=raw, heard=out.heard, secrets=fds)
     except BaseException:
         link.close()
         raise
@@ -97,12 +96,13 @@ async def run(
     cwd: str = "/",
     timeout: float | None = None,
     secrets: Mapping[str, bytes] | None = None,
+    max_output: int = MAX_OUTPUT,
     path: Path | None = None,
 ) -> Result:
     """Run one command in a new box that ends with it (`tegu.sandbox.run`)."""
     spec = run_spec(command, env, cwd, timeout, secrets)
     request = {"op": "once", "box": (box or BoxSpec()).to_json(), "run": spec.to_json()}
-    return await _converse(path, request, stdin, secrets, start=True)
+    return await _converse(path, request, stdin, secrets, start=True, max_output=max_output)
 
 
 class _Talk:
@@ -178,11 +178,7 @@ class AsyncFiles:
             os.close(extra)
         if not fds:
             raise SandboxError(f"{path}: the box gave no descriptor")
-        wanted = stat.S_ISDIR if flags & os.O_DIRECTORY else stat.S_ISREG
-        if not wanted(os.fstat(fds[0]).st_mode):
-            os.close(fds[0])
-            raise SandboxError(f"{path}: not a regular file")
-        return fds[0]
+        return checked_file(fds[0], path, directory=bool(flags & os.O_DIRECTORY))
 
     async def read(self, path: str, *, max_bytes: int = MAX_READ) -> bytes:
         """Return a regular file's content; SandboxError when it is more than `max_bytes`."""
@@ -290,11 +286,14 @@ class AsyncSandbox:
         cwd: str = "/",
         timeout: float | None = None,
         secrets: Mapping[str, bytes] | None = None,
+        max_output: int = MAX_OUTPUT,
     ) -> Result:
         """Run a program to its end (`Sandbox.run`); cancelling kills it with all that it left."""
         spec = run_spec(command, {**self._env, **(env or {})}, cwd, timeout, secrets)
         request = {"op": "run", "box": self.name, "run": spec.to_json()}
-        return await _converse(self._path, request, stdin, secrets, start=False)
+        return await _converse(
+            self._path, request, stdin, secrets, start=False, max_output=max_output
+        )
 
     async def pause(self) -> None:
         """Stop every program in the box where it stands."""

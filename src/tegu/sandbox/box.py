@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import marshal
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from tegu.errors import SandboxError
 from tegu.linux.cgroups import Group
 from tegu.sandbox.spec import BoxSpec, RunSpec
-from tegu.sandbox.wireless import receive
+from tegu.sandbox.wireless import receive, tell
 
 __all__ = ["Box", "Outcome", "Pending"]
 
@@ -71,6 +70,11 @@ class Box:
         self.state = "new"
         self.created = time.time()
         self.group: Group | None = None
+        self.gate: Callable[[Callable[[SandboxError | None], None]], None] | None = None
+        """What must be done to the new process before a program may run there; calls when it is, or
+        with an error. Until then the process is not waited for, so that its pid stays its own."""
+        self.ready = False
+        """Whether a program may run in it."""
         self.owner: object = None
         self.paused = False
         self.pid = 0
@@ -79,6 +83,7 @@ class Box:
         self._loop = asyncio.get_running_loop()
         self._pidfd = -1
         self._doomed = False
+        self._gated = self._ended_early = False
         self._once = False
         self._link, self.other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._link.setblocking(False)
@@ -102,6 +107,24 @@ class Box:
             self.error = SandboxError(f"box {self.name}: {reason}")
         if self._doomed:
             self._signal(signal.SIGKILL)
+        if self.gate is None:
+            self._open_gate()
+        else:
+            self._gated = True
+            self.gate(self._passed)
+
+    def _passed(self, error: SandboxError | None) -> None:
+        self._gated = False
+        if error is not None:
+            self.error = self.error or error
+            self.kill()
+        if self._ended_early:
+            self._process_ended()
+        elif error is None:
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        self.ready = True
         waiting, self._when_born = self._when_born, []
         for call in waiting:
             call()
@@ -111,13 +134,10 @@ class Box:
         self.other_end.close()
         self.error = SandboxError(f"box {self.name}: {reason}")
         self._finish(None, 0)
-        waiting, self._when_born = self._when_born, []
-        for call in waiting:
-            call()
 
     def when_born(self, call: Callable[[], None]) -> None:
-        """Call once there is a process (or never will be: see `state`)."""
-        if self.pid or self.state == "dead":
+        """Call once a program may run (or never will: see `state`)."""
+        if self.ready or self.state == "dead":
             call()
         else:
             self._when_born.append(call)
@@ -137,7 +157,7 @@ class Box:
         self._program = pending
         pending.program = run.argv[0]
         self._arm(pending, run.timeout, self.kill)
-        self._order({"op": "become", **_plain(run)}, fds)
+        self._order(fds, "become", "0", *_words(run))
 
     def once(self, run: RunSpec, fds: list[int], pending: Pending) -> None:
         """Run one program under the box's first process, and end the box when it has ended.
@@ -149,7 +169,7 @@ class Box:
         self._once = True
         pending.program = run.argv[0]
         self._arm(pending, run.timeout, self.kill)
-        self._ask("run", pending, fds, **_plain(run))
+        self._ask("once", pending, _words(run), fds)
 
     def settle(self, pending: Pending) -> None:
         """Make it a box that lives on; `pending` hears when it takes orders."""
@@ -160,7 +180,7 @@ class Box:
     def run(self, run: RunSpec, fds: list[int], pending: Pending) -> int:
         """Start a program in a living box; returns the number by which it can be killed."""
         pending.program = run.argv[0]
-        number = self._ask("run", pending, fds, **_plain(run))
+        number = self._ask("run", pending, _words(run), fds)
         self._arm(pending, run.timeout, lambda: self.kill_run(number))
         return number
 
@@ -168,8 +188,7 @@ class Box:
         """Send a signal to a run, or end it with all that it left."""
         if self.state != "live" or number not in self._pending:
             return
-        kill = {"op": "kill", "n": number, "signal": int(what), "everything": everything}
-        self._order(kill, [])
+        self._order([], "kill", str(number), str(int(what)), str(int(everything)))
         if everything:
             self._loop.call_later(_GRACE, self._insist, number)
 
@@ -179,11 +198,11 @@ class Box:
 
     def open(self, path: str, flags: int, pending: Pending) -> None:
         """Open a file as the box sees it; the answer is a descriptor."""
-        self._ask("open", pending, path=path, flags=flags)
+        self._ask("open", pending, (path, str(flags)))
 
-    def change(self, op: str, pending: Pending, **arguments: Any) -> None:
+    def change(self, op: str, pending: Pending, *arguments: str) -> None:
         """mkdir or remove a path; pause or resume all programs."""
-        self._ask(op, pending, **arguments)
+        self._ask(op, pending, arguments)
 
     def kill(self) -> None:
         """Kill everything in the box, at once."""
@@ -212,22 +231,24 @@ class Box:
 
         pending.timer = self._loop.call_later(timeout, expire)
 
-    def _ask(self, op: str, pending: Pending, fds: list[int] | None = None, **rest: Any) -> int:
+    def _ask(
+        self, op: str, pending: Pending, rest: Sequence[str] = (), fds: Sequence[int] = ()
+    ) -> int:
         self._number += 1
         number = self._number
         self._pending[number] = pending
         try:
-            self._order({"op": op, "n": number, **rest}, fds or [])
+            self._order(fds, op, str(number), *rest)
         except SandboxError:
             del self._pending[number]
             raise
         return number
 
-    def _order(self, order: dict[str, Any], fds: list[int]) -> None:
+    def _order(self, fds: Sequence[int], *words: str) -> None:
         if self.state == "dead":
             raise self.error or SandboxError(f"box {self.name} has ended")
         try:
-            socket.send_fds(self._link, [marshal.dumps(order)], fds)
+            tell(self._link, *words, fds=fds)
         except BlockingIOError as e:
             raise SandboxError(f"box {self.name} does not take orders: too many wait") from e
         except OSError as e:
@@ -311,6 +332,20 @@ class Box:
     def _starved(self) -> bool:
         return self.group is not None and self.group.out_of_memory()
 
+    def join(self, group: Group) -> None:
+        """Take a group that its process was put into; what is dead already lets it go again."""
+        if self.group is None:
+            self.group = group
+        else:
+            self.group.directories.update(group.directories)
+        if self.state == "dead":
+            self._drop_group()
+
+    def _drop_group(self) -> None:
+        if self.group is not None:
+            self._let_go(self.group)
+            self.group = None
+
     def _let_go(self, group: Group, attempt: int = 0) -> None:
         """Remove a group without waiting for what was killed; the supervisor's end has the rest."""
         if not group.remove() and attempt < 20:
@@ -318,6 +353,9 @@ class Box:
 
     def _process_ended(self) -> None:
         self._loop.remove_reader(self._pidfd)
+        if self._gated:
+            self._ended_early = True
+            return
         pid, status, usage = os.wait4(self.pid, 0)
         assert pid == self.pid
         if self.state == "live":
@@ -362,10 +400,9 @@ class Box:
                 pending.finish(_outcome(pending, signal.SIGKILL, *times, starved))
             else:
                 pending.finish(self.error or SandboxError(f"box {self.name} has ended"))
-        if self.group is not None:
-            self._let_go(self.group)
-            self.group = None
+        self._drop_group()
         self._ended(self)
+        self._open_gate()  # who waited for it sees that it is dead
         dead, self._when_dead = self._when_dead, []
         for call in dead:
             call()
@@ -379,8 +416,9 @@ def _last_words(link: socket.socket) -> tuple[bytes, list[int]]:
         return receive(link)
 
 
-def _plain(run: RunSpec) -> dict[str, Any]:
-    return {"argv": list(run.argv), "env": run.environment(), "cwd": run.cwd}
+def _words(run: RunSpec) -> list[str]:
+    env = [f"{name}={value}" for name, value in run.environment().items()]
+    return [run.cwd, str(len(run.argv)), *run.argv, *env]
 
 
 class StartError(SandboxError):

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from tegu.errors import SandboxError
+from tegu.linux import openat
 from tegu.sandbox import wire
-from tegu.sandbox.exchange import Exchange, secret_file
+from tegu.sandbox.exchange import MAX_OUTPUT, Exchange, Output, secret_file
 from tegu.sandbox.launch import connect
 from tegu.sandbox.spec import BoxSpec, Limits, RunSpec, parse_size
 
@@ -27,6 +28,7 @@ __all__ = [
     "Sandbox",
     "as_result",
     "box_spec",
+    "checked_file",
     "entries",
     "run",
     "run_spec",
@@ -42,6 +44,7 @@ class Result:
     """How a program ended. `exit_code` is 128 + N when signal N killed it (`signal`).
 
     `timed_out` says that its timeout killed it, `out_of_memory` that its memory limit did.
+    `truncated` says that there was more output than was to be kept (`max_output`).
     `seconds` is wall time, `user` and `system` are CPU seconds with those of its children,
     `max_rss` bytes of its largest process.
     """
@@ -56,6 +59,7 @@ class Result:
     user: float = 0.0
     system: float = 0.0
     max_rss: int = 0
+    truncated: bool = False
 
     @property
     def text(self) -> str:
@@ -121,13 +125,14 @@ def run_spec(
     return RunSpec(argv, {**(env or {}), **names}, cwd, timeout)
 
 
-def as_result(answer: Mapping[str, Any], out: Mapping[str, bytearray]) -> Result:
+def as_result(answer: Mapping[str, Any], out: Output) -> Result:
     """Return the supervisor's answer and the collected output as a Result."""
     rest = {k: v for k, v in answer.items() if k != "code"}
     return Result(
         exit_code=int(answer["code"]),
-        stdout=bytes(out["stdout"]),
-        stderr=bytes(out["stderr"]),
+        stdout=bytes(out.stdout),
+        stderr=bytes(out.stderr),
+        truncated=out.truncated,
         **rest,
     )
 
@@ -152,15 +157,14 @@ def _converse(
     secrets: Mapping[str, bytes] | None,
     *,
     start: bool,
+    max_output: int,
 ) -> Result:
-    out = {"stdout": bytearray(), "stderr": bytearray()}
+    out = Output(max_output)
     raw = data.encode() if isinstance(data, str) else data
     link = connect(path, start=start)
     try:
         with secret_files(secrets) as fds:
-            exchange = Exchange(
-                link, request, data=raw, heard=lambda name, d: out[name].extend(d), secrets=fds
-            )
+            exchange = Exchange(link, request, data=raw, heard=out.heard, secrets=fds)
     except BaseException:
         link.close()
         raise
@@ -176,16 +180,18 @@ def run(
     cwd: str = "/",
     timeout: float | None = None,
     secrets: Mapping[str, bytes] | None = None,
+    max_output: int = MAX_OUTPUT,
     path: Path | None = None,
 ) -> Result:
     """Run one command in a new box that ends with it; by default nothing of a pool is wasted.
 
-    `timeout` seconds after its start everything in the box is killed, and the result says so.
+    `timeout` seconds after its start everything in the box is killed, and the result says so. Of
+    each output `max_output` bytes are kept; `Sandbox.start` streams without end.
     Raises SandboxError when it cannot start, UnsupportedError when the host cannot do it.
     """
     spec = run_spec(command, env, cwd, timeout, secrets)
     request = {"op": "once", "box": (box or BoxSpec()).to_json(), "run": spec.to_json()}
-    return _converse(path, request, stdin, secrets, start=True)
+    return _converse(path, request, stdin, secrets, start=True, max_output=max_output)
 
 
 @dataclass(frozen=True)
@@ -263,11 +269,7 @@ class Files:
             os.close(extra)
         if not fds:
             raise SandboxError(f"{path}: the box gave no descriptor")
-        wanted = stat.S_ISDIR if flags & os.O_DIRECTORY else stat.S_ISREG
-        if not wanted(os.fstat(fds[0]).st_mode):
-            os.close(fds[0])
-            raise SandboxError(f"{path}: not a regular file")
-        return fds[0]
+        return checked_file(fds[0], path, directory=bool(flags & os.O_DIRECTORY))
 
     def read(self, path: str, *, max_bytes: int = MAX_READ) -> bytes:
         """Return a regular file's content; SandboxError when it is more than `max_bytes`."""
@@ -297,6 +299,23 @@ class Files:
     def remove(self, path: str) -> None:
         """Remove a file, a link or an empty directory."""
         self._talk.ask("remove", box=self._name, path=path)
+
+
+def checked_file(fd: int, path: str, *, directory: bool) -> int:
+    """Return what a box opened, if it is a directory or a regular file as wanted.
+
+    Files of /proc and /sys are no files to copy: reading and writing them acts on the kernel, with
+    the rights of whoever does it, which here is not the box. They are closed and refused.
+    """
+    wanted = stat.S_ISDIR if directory else stat.S_ISREG
+    try:
+        right = wanted(os.fstat(fd).st_mode) and (directory or not openat.on_kernel_files(fd))
+    except OSError:
+        right = False
+    if not right:
+        os.close(fd)
+        raise SandboxError(f"{path}: not a {'directory' if directory else 'regular file'}")
+    return fd
 
 
 def read_file(fd: int, path: str, most: int) -> bytes:
@@ -374,13 +393,13 @@ class Process:
                     elif events & selectors.EVENT_READ:
                         self._exchange.readable(key.fd)
 
-    def wait(self) -> Result:
+    def wait(self, *, max_output: int = MAX_OUTPUT) -> Result:
         """Wait for its end; what `output` has not yielded yet is in the result."""
-        out = {"stdout": bytearray(), "stderr": bytearray()}
+        out = Output(max_output)
         self._exchange.end_input()
         try:
             for name, data in self.output():
-                out[name].extend(data)
+                out.heard(name, data)
             return as_result(self._exchange.result(), out)
         finally:
             self._exchange.close()
@@ -492,14 +511,17 @@ class Sandbox:
         cwd: str = "/",
         timeout: float | None = None,
         secrets: Mapping[str, bytes] | None = None,
+        max_output: int = MAX_OUTPUT,
     ) -> Result:
         """Run a program to its end; a string goes to /bin/sh.
 
-        After `timeout` seconds it is killed with all that it left, and the result says so. Raises
-        SandboxError when it cannot start, or the box has ended.
+        After `timeout` seconds it is killed with all that it left, and the result says so. Of each
+        output `max_output` bytes are kept; `start` streams without end.
+
+        Raises SandboxError when it cannot start, or the box has ended.
         """
         request = self._request(command, env, cwd, timeout, secrets)
-        return _converse(self._path, request, stdin, secrets, start=False)
+        return _converse(self._path, request, stdin, secrets, start=False, max_output=max_output)
 
     def start(
         self,

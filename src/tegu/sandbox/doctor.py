@@ -25,7 +25,7 @@ class Finding:
     """One line of the report: `reason` says why it is not `available`, `detail` how it is."""
 
     name: str
-    kind: Literal["class", "limit", "hardening"]
+    kind: Literal["class", "limit", "hardening", "speed"]
     available: bool
     reason: str = ""
     detail: str = ""
@@ -107,6 +107,12 @@ def limits(groups: Groups) -> list[Finding]:
         scope = "" if version >= 6 else ", without scopes for signals and sockets (6 has them)"
         found.append(Finding("landlock", "hardening", True, "", what + scope))
     return found
+
+
+def launcher(*, there: bool) -> Finding:
+    """Return whether boxes are started by the compiled launcher."""
+    why = "not built, or not wanted: boxes start by Python, some milliseconds later"
+    return Finding("launcher", "speed", there, "" if there else why, "compiled" if there else "")
 
 
 def examine(

@@ -6,9 +6,12 @@ Made of descriptors to wait for and what to do when they are ready, so that the 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import socket
+import sys
+import termios
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,9 +19,29 @@ from typing import Any
 from tegu.errors import SandboxError, TeguError
 from tegu.sandbox import wire
 
-__all__ = ["Exchange", "secret_file"]
+__all__ = ["MAX_OUTPUT", "Exchange", "Output", "secret_file"]
 
 _CHUNK = 65536
+MAX_OUTPUT = 16 * 2**20
+"""Bytes of each of a program's outputs that are kept unless told otherwise."""
+
+
+class Output:
+    """What a program wrote: `most` bytes of each stream; more is read, so that it goes on, and
+    dropped (`truncated`)."""
+
+    def __init__(self, most: int) -> None:
+        self.stdout = bytearray()
+        self.stderr = bytearray()
+        self.truncated = False
+        self._most = most
+
+    def heard(self, name: str, data: bytes) -> None:
+        """Take what came on "stdout" or "stderr"."""
+        kept = self.stdout if name == "stdout" else self.stderr
+        room = self._most - len(kept)
+        kept += data[:room]
+        self.truncated = self.truncated or len(data) > room
 
 
 def secret_file(value: bytes) -> int:
@@ -134,6 +157,13 @@ class Exchange:
         self._heard(self._streams[fd], data)
         return True
 
+    def _read_pending(self, fd: int) -> None:
+        """Read what is there now, and not what is written meanwhile: that may never end."""
+        count = int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+        for _ in range(0, count, _CHUNK):
+            if not self._read(fd):
+                return
+
     def _reply(self) -> None:
         try:
             message, fds = wire.receive(self._link)
@@ -147,8 +177,7 @@ class Exchange:
             return
         # What a process left behind may hold the pipes open for long: read what is there, and go.
         for fd in list(self._streams):
-            while self._read(fd):
-                pass
+            self._read_pending(fd)
         if message is None:
             self.error = SandboxError("the supervisor has ended", hint="its boxes ended with it")
         elif "error" in message:

@@ -10,28 +10,49 @@ import _signal  # type: ignore[import-not-found] # what signal wraps, without en
 import _socket
 import errno
 import fcntl
-import marshal
 import os
 import select
-from typing import Any
 
 from tegu.linux import openat
 from tegu.sandbox import wireless
 
-__all__ = ["rehearse", "serve"]
+__all__ = ["program", "rehearse", "serve"]
 
 _RESET = (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGHUP)
 _HIGH = 64
 """Above all that a program is given, and within the lowest limit on descriptors."""
 
 
+class _Run:
+    """A program started by order. `before` is what was there already: the end of this run spares
+    it, with all that descends from it. Processes are (pid, start time), which is not used twice."""
+
+    __slots__ = ("before", "number")
+
+    def __init__(self, number: str, before: set[tuple[int, int]]) -> None:
+        self.number = number
+        self.before = before
+
+
+class _Process:
+    """A living process of the box, from proc_pid_stat(5)."""
+
+    __slots__ = ("begun", "parent", "pid", "session")
+
+    def __init__(self, pid: int, fields: list[bytes]) -> None:
+        self.pid = pid
+        self.parent, self.session, self.begun = int(fields[1]), int(fields[3]), int(fields[19])
+
+
 class _Box:
-    __slots__ = ("link", "root", "runs")
+    __slots__ = ("last_run", "link", "root", "runs")
 
     def __init__(self, link: _socket.socket) -> None:
         self.link = link
-        self.runs: dict[int, str] = {}
-        """Pid of each program started by order, to the order's number."""
+        self.last_run = False
+        """Whether the box ends with its first run ("once")."""
+        self.runs: dict[int, _Run] = {}
+        """By the pid of the program."""
         self.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
@@ -42,7 +63,7 @@ def rehearse() -> None:
     """
     actions = [(os.POSIX_SPAWN_DUP2, 0, 0)]
     try:
-        marshal.loads(marshal.dumps({"op": "run", "n": 1, "argv": ["x"], "env": {}, "cwd": "/"}))
+        program(wireless.split(b"run\x001\0/\x001\0x\0A=b"))
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _HIGH))
         os.chdir("/")
         os.posix_spawn("/", ["x"], {}, file_actions=actions, setsid=True, setsigdef=_RESET)
@@ -50,7 +71,7 @@ def rehearse() -> None:
         return
 
 
-def serve(link: _socket.socket, first: dict[str, Any], fds: list[int]) -> None:
+def serve(link: _socket.socket, first: list[str], fds: list[int]) -> None:
     """Carry out orders until the supervisor closes the socket; never returns."""
     for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
         _signal.signal(number, _signal.SIG_IGN)
@@ -71,7 +92,7 @@ def serve(link: _socket.socket, first: dict[str, Any], fds: list[int]) -> None:
             data, fds = wireless.receive(link)
             if not data:
                 os._exit(0)  # and with process 1 all others end
-            _obey(box, marshal.loads(data), fds)  # from the supervisor, through its own socket
+            _obey(box, wireless.split(data), fds)  # from the supervisor, through its own socket
 
 
 def _reap(box: _Box) -> None:
@@ -82,29 +103,42 @@ def _reap(box: _Box) -> None:
             return
         if pid == 0:
             return
-        number = box.runs.pop(pid, None)
-        if number is not None:
+        run = box.runs.pop(pid, None)
+        if run is not None:
             times = f"{usage.ru_utime:.6f}", f"{usage.ru_stime:.6f}", str(usage.ru_maxrss)
-            wireless.tell(box.link, "exited", number, str(status), *times)
+            wireless.tell(box.link, "exited", run.number, str(status), *times)
+            if box.last_run:
+                os._exit(0)  # and with process 1 all others end
+            _settle(box, pid)
 
 
-def _obey(box: _Box, order: dict[str, Any], fds: list[int]) -> None:
-    number = str(order["n"])
+def _settle(box: _Box, ended: int) -> None:
+    """What a run that ended has left belongs to no other: the others' ends spare it."""
+    if not box.runs:
+        return
+    left = {(p.pid, p.begun) for p in _processes().values() if p.session == ended}
+    for other in box.runs.values():
+        other.before |= left
+
+
+def _obey(box: _Box, words: list[str], fds: list[int]) -> None:
+    op, number = words[0], words[1]
     opened = []
     try:
-        op = order["op"]
         if op == "init":
             wireless.tell(box.link, "ready")
-        elif op == "run":
-            _run(box, number, order, fds)
+        elif op in ("run", "once"):
+            box.last_run = op == "once"
+            _run(box, words, fds)
         elif op == "kill":
-            _kill(box, number, order["signal"], everything=order["everything"])
+            _kill(box, number, int(words[2]), everything=words[3] == "1")
         elif op == "open":
-            mode = 0o644 if order["flags"] & os.O_CREAT else 0
-            opened.append(openat.open_in_root(box.root, order["path"], order["flags"], mode))
+            flags = int(words[3])
+            mode = 0o644 if flags & os.O_CREAT else 0
+            opened.append(openat.open_in_root(box.root, words[2], flags, mode))
             wireless.tell(box.link, "done", number, fds=opened)
         else:
-            _change(box, op, order)
+            _change(box, op, words[2:])
             wireless.tell(box.link, "done", number)
     except OSError as e:
         wireless.tell(box.link, "failed", number, str(e.errno or 0), e.strerror or str(e))
@@ -115,14 +149,25 @@ def _obey(box: _Box, order: dict[str, Any], fds: list[int]) -> None:
             os.close(fd)
 
 
-def _run(box: _Box, number: str, order: dict[str, Any], fds: list[int]) -> None:
-    argv, env = order["argv"], order["env"]
-    program = _find(argv[0], env.get("PATH", os.defpath), order["cwd"])
+def program(words: list[str]) -> tuple[str, list[str], dict[str, str]]:
+    """Return (working directory, argv, environment) of an order to run something.
+
+    Its fields: the order, its number, the directory, how many words argv has, argv, and
+    NAME=VALUE.
+    """
+    end = 4 + int(words[3])
+    return words[2], words[4:end], dict(word.split("=", 1) for word in words[end:])
+
+
+def _run(box: _Box, words: list[str], fds: list[int]) -> None:
+    cwd, argv, env = program(words)
+    path = _find(argv[0], env.get("PATH", os.defpath), cwd)
+    before = set() if box.last_run else {(p.pid, p.begun) for p in _processes().values()}
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in fds]
-    os.chdir(order["cwd"])
+    os.chdir(cwd)
     try:
         pid = os.posix_spawn(
-            program,
+            path,
             argv,
             env,
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, i) for i, fd in enumerate(high)],
@@ -133,7 +178,7 @@ def _run(box: _Box, number: str, order: dict[str, Any], fds: list[int]) -> None:
         os.chdir("/")
         for fd in high:
             os.close(fd)
-    box.runs[pid] = number
+    box.runs[pid] = _Run(words[1], before)
 
 
 def _find(name: str, path: str, cwd: str) -> str:
@@ -149,26 +194,27 @@ def _find(name: str, path: str, cwd: str) -> str:
 def _kill(box: _Box, number: str, signal: int, *, everything: bool) -> None:
     """Send `signal` to a run's program, or end it with all that it left, however it was parented.
 
-    What belongs to other runs is spared: their programs' descendants and sessions.
+    Spared are what was there before the run began, and other runs with what is theirs.
     """
-    root = next((pid for pid, n in box.runs.items() if n == number), 0)
+    mine = next((pid for pid, run in box.runs.items() if run.number == number), 0)
+    if not mine:
+        return
     if not everything:
-        if root:
-            os.kill(root, signal)
+        _quietly(mine, signal)
         return
-    if len(box.runs) <= 1:
-        _quietly(-1, signal)
+    before = box.runs[mine].before
+    if len(box.runs) == 1 and not before:
+        _quietly(-1, signal)  # all at once: nothing can fork away
         return
-    others = {pid for pid, n in box.runs.items() if n != number}
+    others = {pid for pid in box.runs if pid != mine}
     for _ in range(64):  # as long as something is left that may be forking away
         there = _processes()
-        parents = {pid: parent for pid, parent, _ in there}
-        doomed = [p for p in there if not _belongs(p, others, parents)]
+        doomed = [p.pid for p in there.values() if not _spared(p, there, others, before)]
         if not doomed:
-            return
-        for pid, _, _ in doomed:
+            break
+        for pid in doomed:
             _quietly(pid, signal)
-        _reap(box)
+    _reap(box)
 
 
 def _quietly(pid: int, signal: int) -> None:
@@ -178,9 +224,9 @@ def _quietly(pid: int, signal: int) -> None:
         return
 
 
-def _processes() -> list[tuple[int, int, int]]:
-    """Return (pid, parent, session) of every process here but this one and those that ended."""
-    found = []
+def _processes() -> dict[int, _Process]:
+    """Return every process here but this one and those that ended, by pid."""
+    found = {}
     for name in os.listdir("/proc"):  # noqa: PTH208
         if not name.isdigit() or name == "1":
             continue
@@ -195,28 +241,30 @@ def _processes() -> list[tuple[int, int, int]]:
         finally:
             os.close(fd)
         if fields and fields[0] not in (b"Z", b"X"):
-            found.append((int(name), int(fields[1]), int(fields[3])))
+            found[int(name)] = _Process(int(name), fields)
     return found
 
 
-def _belongs(process: tuple[int, int, int], roots: set[int], parents: dict[int, int]) -> bool:
-    pid, _, session = process
-    if session in roots:
-        return True
-    while pid > 1:
-        if pid in roots:
+def _spared(
+    process: _Process | None,
+    there: dict[int, _Process],
+    others: set[int],
+    before: set[tuple[int, int]],
+) -> bool:
+    while process is not None:
+        if (process.pid, process.begun) in before or {process.pid, process.session} & others:
             return True
-        pid = parents.get(pid, 0)
+        process = there.get(process.parent)
     return False
 
 
-def _change(box: _Box, op: str, order: dict[str, Any]) -> None:
+def _change(box: _Box, op: str, arguments: list[str]) -> None:
     if op == "pause":
         _quietly(-1, _signal.SIGSTOP)
     elif op == "resume":
         _quietly(-1, _signal.SIGCONT)
     elif op in ("mkdir", "remove"):
-        directory, _, name = order["path"].rstrip("/").rpartition("/")
+        directory, _, name = arguments[0].rstrip("/").rpartition("/")
         fd = openat.open_in_root(box.root, directory or "/", os.O_PATH | os.O_DIRECTORY)
         try:
             if op == "mkdir":

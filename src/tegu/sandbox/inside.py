@@ -9,16 +9,15 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found] # what signal wraps, without enum
 import _socket
 import fcntl
-import marshal
 import os
 import resource
 import select
-from typing import Any
+from collections.abc import Sequence
 
 from tegu.linux import confine, landlock, libc
 from tegu.sandbox import init, wireless
 
-__all__ = ["CONTROL", "World", "become", "start"]
+__all__ = ["CONTROL", "Order", "World", "become", "start"]
 
 CONTROL = 60
 _RULES = 61
@@ -50,7 +49,29 @@ class World:
         """Capabilities that root in a box keeps, over the box's own namespaces."""
 
 
-def start(world: World, order: dict[str, Any], control: int, go_r: int, go_w: int) -> None:
+class Order:
+    """What the supervisor wants a box to be like; the fields of its message to the zygote."""
+
+    __slots__ = (
+        "disk",
+        "files",
+        "hostname",
+        "inodes",
+        "name",
+        "processes",
+        "read_only",
+        "spare_networks",
+    )
+
+    def __init__(self, words: list[str]) -> None:
+        self.name, self.spare_networks = words[1], int(words[2])
+        self.disk, self.inodes = words[3], words[4]
+        self.read_only = words[5] == "1"
+        self.hostname = words[6]
+        self.files, self.processes = int(words[7]), int(words[8])
+
+
+def start(world: World, order: Order, control: int, go_r: int, go_w: int) -> None:
     """Become the first process of a box; never returns."""
     step = "starting"
     link = None
@@ -64,7 +85,7 @@ def start(world: World, order: dict[str, Any], control: int, go_r: int, go_w: in
         step = "mounting the root"
         _mount(world, order)
         step = "giving up privileges"
-        host_name(order["hostname"])
+        host_name(order.hostname)
         _confine(world, order)
         step = "taking orders"
         _take_orders(link)
@@ -109,19 +130,19 @@ def _up(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
 
 
-def _mount(world: World, order: dict[str, Any]) -> None:
+def _mount(world: World, order: Order) -> None:
     libc.mount(
         "tmpfs",
         "/b",
         "tmpfs",
         _NOSUID_NODEV,
-        f"mode=0755,size={order['disk']},nr_inodes={order['inodes']}",
+        f"mode=0755,size={order.disk},nr_inodes={order.inodes}",
     )
     for name in ("r", "u", "w"):
         os.mkdir(f"/b/{name}")  # noqa: PTH102
     os.mkdir("/b/shm", 0o1777)  # noqa: PTH102
     os.chmod("/b/shm", 0o1777)  # noqa: PTH101
-    if order["read_only"]:
+    if order.read_only:
         libc.mount("/ro", "/b/r", "", libc.MS_BIND | libc.MS_REC)
         for name in ("tmp", "run"):
             os.mkdir(f"/b/{name}")  # noqa: PTH102
@@ -159,9 +180,15 @@ def _mount(world: World, order: dict[str, Any]) -> None:
     os.chdir("/")
 
 
-def _confine(world: World, order: dict[str, Any]) -> None:
-    for name, (soft, hard) in order["rlimits"].items():
-        resource.setrlimit(getattr(resource, name), (soft, hard))
+def _confine(world: World, order: Order) -> None:
+    # Processes are counted for each user id in a box (Linux 5.14).
+    for what, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, order.files),
+        (resource.RLIMIT_NPROC, order.processes),
+        (resource.RLIMIT_MEMLOCK, 65536),
+    ):
+        resource.setrlimit(what, (most, most))
     confine.no_new_privileges()
     confine.keep_capabilities(world.keep, bounding=False)
     confine.undumpable()
@@ -178,20 +205,20 @@ def _take_orders(link: _socket.socket) -> None:
     data, fds = wireless.receive(link)
     if not data:
         os._exit(0)
-    # From the supervisor, through a socket that only it holds.
-    order: dict[str, Any] = marshal.loads(data)
-    if order["op"] == "become":
-        become(order, fds)
-    init.serve(link, order, fds)
+    words = wireless.split(data)  # from the supervisor, through a socket that only it holds
+    if words[0] == "become":
+        become(words, fds)
+    init.serve(link, words, fds)
 
 
-def become(order: dict[str, Any], fds: list[int]) -> None:
-    """Replace this process by the program that `order` names, with `fds` as its 0, 1, 2, 3 ..."""
-    os.chdir(order["cwd"])
+def become(words: list[str], fds: Sequence[int]) -> None:
+    """Replace this process by the program that an order names, with `fds` as its 0, 1, 2, 3 ..."""
+    cwd, argv, env = init.program(words)
+    os.chdir(cwd)
     high = [_up(fd) for fd in fds]
     libc.close_range(3, on_exec=True)
     for target, fd in enumerate(high):
         os.dup2(fd, target)
     for number in (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)  # Python has its own ideas about these
-    os.execvpe(order["argv"][0], order["argv"], order["env"])
+    os.execvpe(argv[0], argv, env)

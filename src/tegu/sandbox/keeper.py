@@ -24,11 +24,19 @@ __all__ = ["keep", "main"]
 _NAMESPACES = libc.CLONE_NEWPID | libc.CLONE_NEWNS
 
 
-def keep(path: Path, *, warm: int, idle_exit: float | None, ready: int | None = None) -> int:
+def keep(
+    path: Path,
+    *,
+    warm: int,
+    idle_exit: float | None,
+    ready: int | None = None,
+    compiled: bool = True,
+) -> int:
     """Serve on the socket `path` until told to stop; returns the supervisor's exit code.
 
     One byte is written to the descriptor `ready` when clients may come. `warm` is the largest
     number of boxes held ready; after `idle_exit` seconds without client or box it ends by itself.
+    `compiled` allows the compiled launcher, where it was built.
     Raises SandboxError when another one serves there, UnsupportedError when the kernel refuses
     namespaces.
     """
@@ -37,7 +45,7 @@ def keep(path: Path, *, warm: int, idle_exit: float | None, ready: int | None = 
     try:
         cgroups.step_aside()
         cgroups.sweep()
-        return _hold(listener, warm, idle_exit, ready)
+        return _hold(listener, [warm, idle_exit, ready, os.getpid(), compiled])
     finally:
         listener.close()
         with suppress(FileNotFoundError):
@@ -80,17 +88,14 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _hold(listener: socket.socket, warm: int, idle_exit: float | None, ready: int | None) -> int:
+def _hold(listener: socket.socket, settings: list[object]) -> int:
     ids = id_map()
     told_r, told_w = os.pipe2(os.O_CLOEXEC)
     mapped_r, mapped_w = os.pipe2(os.O_CLOEXEC)
-    keeper = os.getpid()
     child = os.fork()
     if child == 0:
         os.close(mapped_w)
-        _enter(
-            listener, mapped_r, told_w, [warm, idle_exit, ready, keeper], privileged=ids.privileged
-        )
+        _enter(listener, mapped_r, told_w, settings, privileged=ids.privileged)
     os.close(told_w)
     os.close(mapped_r)
     try:
@@ -104,8 +109,8 @@ def _hold(listener: socket.socket, warm: int, idle_exit: float | None, ready: in
             write_id_maps(child, ids)
         os.write(mapped_w, b"1")
         first = int.from_bytes(os.read(told_r, 4), "little")
-        if ready is not None:
-            os.close(ready)
+        if isinstance(settings[2], int):
+            os.close(settings[2])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: _pass_on(first, n))
         _, status = os.waitpid(child, 0)

@@ -8,17 +8,18 @@ import os
 import signal
 import socket
 import sys
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tegu.errors import SandboxError
 from tegu.linux.cgroups import Groups
-from tegu.linux.seccomp import compile_filter
 from tegu.sandbox.devices import new_devices
-from tegu.sandbox.policy import CAPABILITIES, box_policy
+from tegu.sandbox.policy import CAPABILITIES, box_filter
 from tegu.sandbox.template import Template
-from tegu.sandbox.wireless import receive
+from tegu.sandbox.wireless import receive, tell
 
 __all__ = ["FIRST_ID", "MAX_TEMPLATES", "SPARE_NETWORKS", "Expecting", "Zygote"]
 
@@ -46,8 +47,21 @@ class Expecting(Protocol):
 class Zygote:
     """One template's zygote. `slot` numbers it, for its ids on the host."""
 
-    def __init__(self, template: Template, slot: int, *, privileged: bool, groups: Groups) -> None:
+    def __init__(
+        self,
+        template: Template,
+        slot: int,
+        *,
+        privileged: bool,
+        groups: Groups,
+        launcher: int | None = None,
+    ) -> None:
         self.template = template
+        self.runs_as = ""
+        """"compiled" when the zygote became the launcher, else "python"."""
+        self.identity = template.identity()
+        self.last_use = time.monotonic()
+        self._launcher = launcher
         self.spare_networks = SPARE_NETWORKS
         self._first_id = FIRST_ID + slot * IDS if privileged else 0
         self._privileged = privileged
@@ -81,7 +95,7 @@ class Zygote:
             async with asyncio.timeout(_DEADLINE):
                 await self._expect("mapme")
                 self._send_plan()
-                await self._expect("ready")
+                self.runs_as = (await self._expect("ready"))[1]
         except TimeoutError as e:
             self.stop()
             raise SandboxError(f"template {self.template.name}: its zygote does not answer") from e
@@ -94,13 +108,14 @@ class Zygote:
             self.stop()
             raise
 
-    async def _expect(self, word: str) -> None:
+    async def _expect(self, word: str) -> list[str]:
         self._answer = asyncio.get_running_loop().create_future()
         answer = await self._answer
         self._answer = None
         if answer[0] != word:
             reason = answer[1] if len(answer) > 1 else "its zygote ended"
             raise SandboxError(f"template {self.template.name}: {reason}")
+        return answer
 
     def _send_plan(self) -> None:
         first = self._first_id
@@ -120,8 +135,13 @@ class Zygote:
         if self._privileged:
             devices = len(fds)
             fds.append(new_devices())
+        launcher = None
+        if self._launcher is not None:
+            launcher = len(fds)
+            fds.append(os.dup(self._launcher))
         plan = {
-            "filters": [compile_filter(policy) for policy in box_policy()],
+            "launcher": launcher,
+            "filters": [box_filter()],
             "keep": CAPABILITIES,
             "root": root,
             "devices": devices,
@@ -158,14 +178,14 @@ class Zygote:
         elif self._answer is not None and not self._answer.done():
             self._answer.set_result(fields)
 
-    def ask(self, name: str, order: dict[str, Any], fds: list[int], who: Expecting) -> None:
+    def ask(self, name: str, order: Sequence[str], fds: list[int], who: Expecting) -> None:
         """Ask for a box; `who` hears of it. Raises SandboxError when the zygote is gone."""
         if self._link is None:
             raise SandboxError(f"template {self.template.name}: its zygote has ended")
-        body = {**order, "id": name, "spare_networks": self.spare_networks}
         self._expected[name] = who
+        self.last_use = time.monotonic()
         try:
-            socket.send_fds(self._link, [marshal.dumps(body)], fds)
+            tell(self._link, "clone", name, str(self.spare_networks), *order, fds=fds)
         except OSError as e:
             del self._expected[name]
             raise SandboxError(f"too many boxes are being started: {e.strerror}") from e

@@ -15,12 +15,14 @@ __all__ = ["furnish"]
 
 def furnish() -> None:
     """Set the mounts of this process's new mount namespace up; raises OSError."""
+    before = Path("/proc/self/mountinfo").read_text().splitlines()
     libc.mount("", "/", "", libc.MS_REC | libc.MS_PRIVATE)
     mountapi.set_attributes("/", mountapi.MOUNT_ATTR_RDONLY, recursive=True)
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in before:
         fields = line.split()
         kind = fields[fields.index("-") + 1]
-        if kind in ("cgroup", "cgroup2"):
+        # Not what came read-only: a container's owner meant it, and the kernel may have locked it.
+        if kind in ("cgroup", "cgroup2") and "ro" not in fields[5].split(","):
             target = fields[4].encode().decode("unicode_escape")
             mountapi.set_attributes(target, 0, clear=mountapi.MOUNT_ATTR_RDONLY)
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)

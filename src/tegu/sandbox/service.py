@@ -200,6 +200,7 @@ class _Connection:
         run = RunSpec.from_json(message.get("run"))
         _want_descriptors(fds)
         self._supervisor.check(spec)
+        spec = self._supervisor.placed(spec)
         if self._supervisor.zygote_now(spec.template) is None:
             return self._once_later(n, spec, run, fds)
         box = self._supervisor.take(spec)
@@ -276,6 +277,7 @@ class _Connection:
         """Make a box that lives on."""
         spec = BoxSpec.from_json(message.get("box", {}))
         self._supervisor.check(spec)
+        spec = self._supervisor.placed(spec)
         return self._create(n, spec, keep=message.get("keep") is True)
 
     async def _create(self, n: int, spec: BoxSpec, *, keep: bool) -> None:
@@ -350,18 +352,18 @@ class _Connection:
         """mkdir, remove, pause, resume."""
         op = str(message.get("op"))
         box = self._box(message)
-        arguments = {"path": _path(message)} if op in ("mkdir", "remove") else {}
+        arguments = [_path(message)] if op in ("mkdir", "remove") else []
 
         def done(answer: Answer) -> None:
             if isinstance(answer, SandboxError):
-                what = f"{arguments['path']}: " if arguments else f"{op}: "
-                self._reply(n, error=SandboxError(f"{what}{answer.message}"))
+                what = arguments[0] if arguments else op
+                self._reply(n, error=SandboxError(f"{what}: {answer.message}"))
                 return
             if op in ("pause", "resume"):
                 box.paused = op == "pause"
             self._reply(n, True)
 
-        box.change(op, Pending(done), **arguments)
+        box.change(op, Pending(done), *arguments)
 
     def kill(self, n: int, message: dict[str, Any], _: list[int]) -> None:
         """End a box; answered when nothing is left of it."""
@@ -391,12 +393,15 @@ class _Connection:
                 "ready": self._supervisor.ready(),
                 "started": self._supervisor.started,
                 "since": self._supervisor.since,
+                "zygotes": self._supervisor.zygotes(),
             },
         )
 
     def doctor(self, n: int, *_: object) -> None:
         """Say what limits rest on here."""
-        self._reply(n, [f.to_json() for f in doctor.limits(self._supervisor.groups)])
+        found = doctor.limits(self._supervisor.groups)
+        found.append(doctor.launcher(there=self._supervisor.launcher is not None))
+        self._reply(n, [f.to_json() for f in found])
 
     def shutdown(self, n: int, *_: object) -> None:
         """End the supervisor, and every box with it."""

@@ -12,13 +12,18 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tegu.errors import SandboxError, TeguError, UnsupportedError
-from tegu.linux.cgroups import Groups
+from tegu.linux.cgroups import Group, Groups
 from tegu.sandbox import doctor
 from tegu.sandbox.box import Box
+from tegu.sandbox.native import find_launcher, open_launcher
 from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
 from tegu.sandbox.spec import BoxSpec, Limits
@@ -28,14 +33,19 @@ __all__ = ["Supervisor", "main"]
 
 _TEND_EVERY = 5.0
 _FILL_AFTER = 0.006
+_ZYGOTE_IDLE = 60.0
+"""Seconds after which the zygote of a directory is let go unless it is used."""
 _INODES_PER_BYTE = 1 / 4096
 
 
 class Supervisor:
     """Boxes by name, zygotes by template, pools by what their boxes have in common."""
 
-    def __init__(self, *, privileged: bool, warm: int, keeper: int) -> None:
+    def __init__(
+        self, *, privileged: bool, warm: int, keeper: int, launcher: int | None = None
+    ) -> None:
         self.privileged = privileged
+        self.launcher = launcher
         self.boxes: dict[str, Box] = {}
         self.groups = Groups.find(keeper)
         self.started = 0
@@ -47,6 +57,8 @@ class Supervisor:
         self._pools: dict[tuple[object, ...], Pool] = {}
         self._loop = asyncio.get_running_loop()
         self._filling = False
+        self._closing = False
+        self._thread = ThreadPoolExecutor(1, "groups")
         self._slots: dict[str, int] = {}
         self._next = 0
 
@@ -54,6 +66,10 @@ class Supervisor:
         """Return the zygote of a template if it is ready."""
         zygote = self._zygotes.get(template)
         return zygote if zygote is not None and zygote.alive else None
+
+    def zygotes(self) -> dict[str, str]:
+        """Return how the zygote of each template works: "compiled" or "python"."""
+        return {name: z.runs_as for name, z in self._zygotes.items() if z.alive}
 
     async def zygote(self, template: str) -> Zygote:
         """Return the zygote of a template, started when need be; one start for all who wait."""
@@ -67,15 +83,53 @@ class Supervisor:
             task.add_done_callback(lambda _: self._starting.pop(template, None))
         return await asyncio.shield(task)
 
+    def placed(self, spec: BoxSpec) -> BoxSpec:
+        """Return a box's description with its template's own path, and forget a zygote of what was
+        there before: a template that is replaced in place starts boxes of the new one."""
+        if spec.template == "host":
+            return spec
+        path = os.path.realpath(spec.template)
+        old = self._zygotes.get(path)
+        if old is not None:
+            try:
+                about = Path(path).stat()
+                same = (about.st_dev, about.st_ino) == old.identity
+            except OSError:
+                same = False
+            if not same:
+                self._drop_zygote(path)
+        return spec if path == spec.template else replace(spec, template=path)
+
+    def _drop_zygote(self, template: str) -> None:
+        """Let a zygote go, and the boxes made ahead of it; those in use live on."""
+        for key in [key for key in self._pools if key[0] == template]:
+            self._pools.pop(key).empty()
+        self._zygotes.pop(template).stop()
+
+    def _slot(self, template: str) -> int:
+        """Return the template's number, from which its ids on the host follow."""
+        used = {z.template.name for z in self._zygotes.values()}
+        used |= {b.spec.template for b in self.boxes.values()} | set(self._starting)
+        self._slots = {name: n for name, n in self._slots.items() if name in used}
+        taken = set(self._slots.values())
+        free = next(n for n in range(MAX_TEMPLATES + 1) if n not in taken)
+        return self._slots.setdefault(template, free)
+
     async def _start_zygote(self, template: str) -> Zygote:
         found = find_template(template)
-        slot = self._slots.setdefault(template, len(self._slots))
+        slot = self._slot(template)
         if slot >= MAX_TEMPLATES:
             raise SandboxError(
-                f"template {template}: this supervisor has seen {MAX_TEMPLATES} others",
-                hint="restart it: tegu sandbox stop",
+                f"template {template}: {MAX_TEMPLATES} others are in use",
+                hint="one becomes free when no box of it runs, a minute after its last start",
             )
-        zygote = Zygote(found, slot, privileged=self.privileged, groups=self.groups)
+        zygote = Zygote(
+            found,
+            slot,
+            privileged=self.privileged,
+            groups=self.groups,
+            launcher=self.launcher,
+        )
         await zygote.start()
         self._zygotes[template] = zygote
         return zygote
@@ -93,6 +147,8 @@ class Supervisor:
 
     def make(self, spec: BoxSpec) -> Box:
         """Have a box cloned by its template's zygote, which must be ready."""
+        if self._closing:
+            raise SandboxError("the supervisor is ending")
         zygote = self.zygote_now(spec.template)
         if zygote is None:
             raise SandboxError(f"template {spec.template}: its zygote has ended")
@@ -100,13 +156,14 @@ class Supervisor:
         box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
         self.boxes[box.name] = box
         limits = spec.limits
-        order = {
-            "disk": limits.disk,
-            "inodes": max(1024, int(limits.disk * _INODES_PER_BYTE)),
-            "read_only": spec.read_only,
-            "hostname": spec.hostname,
-            "rlimits": _rlimits(limits),
-        }
+        order = (
+            str(limits.disk),
+            str(max(1024, int(limits.disk * _INODES_PER_BYTE))),
+            str(int(spec.read_only)),
+            spec.hostname,
+            str(limits.files),
+            str(limits.pids),
+        )
         fds = [box.other_end.fileno()]
         try:
             # Version 2 groups cost a clone nothing, so every box has one where they are.
@@ -126,19 +183,34 @@ class Supervisor:
             box.stillborn(reason)
             raise
         if self.groups.provider("pids") == "cgroup v1":
-            box.when_born(lambda: self._count(box, limits.pids))
+            box.gate = lambda passed: self._count(box, limits.pids, passed)
         return box
 
-    def _count(self, box: Box, pids: int) -> None:
-        """Put a new box into a version 1 group that bounds its processes, whoever they run as."""
-        if box.state == "dead":
-            return
-        try:
-            box.group = self.groups.create(box.name, memory=None, cpus=None, pids=pids)
-            box.group.attach(box.pid)
-        except (OSError, TeguError) as e:
-            box.error = box.error or SandboxError(f"box {box.name}: a limit on pids: {e}")
-            box.kill()
+    def _count(self, box: Box, pids: int, passed: Callable[[SandboxError | None], None]) -> None:
+        """Put a new box into a version 1 group that bounds its processes, whoever they run as.
+
+        In a thread: a move into such a group waits for all processors, now and then a tenth of a
+        second, in which no other box shall wait.
+        """
+
+        def attach() -> Group:
+            group = self.groups.create(box.name, memory=None, cpus=None, pids=pids)
+            try:
+                group.attach(box.pid)
+            except BaseException:
+                group.remove()
+                raise
+            return group
+
+        def attached(done: asyncio.Future[Group]) -> None:
+            error = done.exception()
+            if error is None:
+                box.join(done.result())
+                passed(None)
+            else:
+                passed(SandboxError(f"box {box.name}: a limit on pids: {error}"))
+
+        self._loop.run_in_executor(self._thread, attach).add_done_callback(attached)
 
     def take(self, spec: BoxSpec) -> Box:
         """Return a new box: a ready one if there is, else one that is being cloned."""
@@ -165,15 +237,12 @@ class Supervisor:
         pids = self.groups.provider("pids")
         if pids == "cgroup v2" or not (more or pids):
             return False
-        if not box.pid:
+        if not box.ready:
             return True
         if more:
             group = self.groups.create(box.name, memory=limits.memory, cpus=limits.cpus, pids=None)
-            if box.group is None:
-                box.group = group
-            else:
-                box.group.directories.update(group.directories)
             group.attach(box.pid)
+            box.join(group)
         return False
 
     def _pool(self, spec: BoxSpec) -> Pool | None:
@@ -192,6 +261,8 @@ class Supervisor:
         return pool
 
     def _fill(self) -> None:
+        if self._closing:
+            return
         more = False
         for pool in list(self._pools.values()):
             try:
@@ -227,31 +298,26 @@ class Supervisor:
                 pool.shrink()
                 if not pool.wanted:
                     del self._pools[key]
+            for name, zygote in list(self._zygotes.items()):
+                if name != "host" and time.monotonic() - zygote.last_use > _ZYGOTE_IDLE:
+                    self._drop_zygote(name)
             idle = time.monotonic() - self.last_use
             if idle_exit and idle > idle_exit and not self.in_use() and not busy():
                 stop.set()
 
     async def close(self) -> None:
         """Kill all boxes, wait until nothing is left of them, and let the zygotes go."""
-        boxes = list(self.boxes.values())
-        for box in boxes:
-            box.kill()
+        self._closing = True
         deadline = time.monotonic() + 10
         while self.boxes and time.monotonic() < deadline:
+            # Each time: a start that was under way may still have made one.
+            for box in list(self.boxes.values()):
+                box.kill()
             await asyncio.sleep(0.005)
         for zygote in self._zygotes.values():
             zygote.stop()
+        self._thread.shutdown()
         self.groups.close()
-
-
-def _rlimits(limits: Limits) -> dict[str, tuple[int, int]]:
-    """Limits by setrlimit(2); processes are counted for each user id in a box (Linux 5.14)."""
-    return {
-        "RLIMIT_CORE": (0, 0),
-        "RLIMIT_NOFILE": (limits.files, limits.files),
-        "RLIMIT_NPROC": (limits.pids, limits.pids),
-        "RLIMIT_MEMLOCK": (65536, 65536),
-    }
 
 
 async def _serve(
@@ -262,6 +328,7 @@ async def _serve(
     keeper: int,
     *,
     privileged: bool,
+    launcher: int | None,
 ) -> None:
     from tegu.sandbox.service import Service
 
@@ -269,7 +336,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    supervisor = Supervisor(privileged=privileged, warm=warm, keeper=keeper)
+    supervisor = Supervisor(privileged=privileged, warm=warm, keeper=keeper, launcher=launcher)
     service = Service(supervisor, listener, stop)
     if ready is not None:
         # Not earlier: process 1 of a namespace does not even get signals that it does not handle.
@@ -282,9 +349,18 @@ async def _serve(
         await supervisor.close()
 
 
+def _launcher() -> int | None:
+    path = find_launcher()
+    try:
+        return None if path is None else open_launcher(path)
+    except OSError as e:
+        print(f"tegu: without the compiled launcher: {e}", file=sys.stderr)
+        return None
+
+
 def main(arguments: list[str]) -> None:
     """Serve on a listening socket; arguments as tegu.sandbox.keeper passes them."""
-    listening, warm, idle, ready, keeper, privileged = arguments
+    listening, warm, idle, ready, keeper, compiled, privileged = arguments
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each box takes two
     listener = socket.socket(fileno=int(listening))
@@ -294,7 +370,13 @@ def main(arguments: list[str]) -> None:
     try:
         tell = None if ready == "None" else int(ready)
         served = _serve(
-            listener, int(warm), seconds, tell, int(keeper), privileged=privileged == "1"
+            listener,
+            int(warm),
+            seconds,
+            tell,
+            int(keeper),
+            privileged=privileged == "1",
+            launcher=_launcher() if compiled == "True" else None,
         )
         asyncio.run(served)
     except TeguError as e:

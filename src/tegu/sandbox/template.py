@@ -64,6 +64,13 @@ class Template:
     skeleton: Sequence[tuple[str, str, str | bytes]]
     mounts: Sequence[tuple[str, str]]
 
+    def identity(self) -> tuple[int, int]:
+        """Return device and inode of the root: others when the directory was replaced."""
+        if self.root is None:
+            return 0, 0
+        about = self.root.stat()
+        return about.st_dev, about.st_ino
+
     def open(self, idmap: int | None) -> tuple[int | None, list[tuple[str, int]], list[int]]:
         """Return the detached mounts as descriptors: (index of the root, mounts by index, all).
 

@@ -1,8 +1,8 @@
 """What zygotes and boxes say to the supervisor, without Python's socket and json modules.
 
-A message upward is text fields parted by NUL (boxes are not trusted: anything more clever would be
-a parser to attack); a message downward is marshalled by the supervisor, which is. Descriptors go
-along as SCM_RIGHTS (unix(7)).
+A message is text fields parted by NUL, in both directions: boxes are not trusted, so that anything
+more clever would be a parser to attack, and C reads it as well (native/box.c). Descriptors go along
+as SCM_RIGHTS (unix(7)).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-__all__ = ["MAX_FDS", "MAX_MESSAGE", "descriptors", "receive", "tell"]
+__all__ = ["MAX_FDS", "MAX_MESSAGE", "descriptors", "receive", "split", "tell"]
 
 MAX_MESSAGE = 120 * 1024
 """Bytes in one message: below the send buffer of a UNIX socket (212,992), and below the size
@@ -32,6 +32,11 @@ def tell(link: _socket.socket, *fields: str, fds: Sequence[int] = ()) -> None:
         link.sendmsg([data], [(_SOL_SOCKET, _SCM_RIGHTS, rights)])
     else:
         link.send(data)
+
+
+def split(data: bytes) -> list[str]:
+    """Return the fields of a message from the supervisor, as they were told."""
+    return data.decode(errors="surrogateescape").split("\0")
 
 
 def receive(link: _socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:

@@ -9,13 +9,15 @@ It imports the least it can: every page it touches is copied for each box.
 from __future__ import annotations
 
 import _socket
+import fcntl
 import gc
 import marshal
 import os
 import select
+import sys
 from typing import Any
 
-from tegu.linux import landlock, libc, loopback, mountapi
+from tegu.linux import confine, landlock, libc, loopback, mountapi
 from tegu.linux.clone import clone3
 from tegu.sandbox import inside, wireless
 from tegu.sandbox.devices import attach_devices
@@ -40,19 +42,21 @@ def main(control: int) -> None:
     libc.close_range(control + 1)
     link = _socket.socket(fileno=control)
     try:
-        world = _enter(link)
+        plan, world = _enter(link)
     except OSError as e:
         wireless.tell(link, "error", f"{e.filename or 'zygote'}: {e.strerror}")
         return
+    if plan["launcher"] is not None:
+        _hand_over(plan["launcher"], link, world)
     libc.preload()
     gc.collect()
     gc.freeze()
     gc.disable()
-    wireless.tell(link, "ready")
+    wireless.tell(link, "ready", "python")
     _serve(link, world)
 
 
-def _enter(link: _socket.socket) -> inside.World:
+def _enter(link: _socket.socket) -> tuple[dict[str, Any], inside.World]:
     libc.unshare(libc.CLONE_NEWUSER)
     wireless.tell(link, "mapme")
     data, fds = wireless.receive(link)
@@ -62,6 +66,8 @@ def _enter(link: _socket.socket) -> inside.World:
     with open(fds.pop(0), "rb") as f:  # noqa: PTH123
         f.seek(0)
         plan: dict[str, Any] = marshal.load(f)
+    if plan["launcher"] is not None:
+        plan["launcher"] = fds[plan["launcher"]]
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     os.setgroups([])
@@ -77,12 +83,36 @@ def _enter(link: _socket.socket) -> inside.World:
     if abi:
         scoped = landlock.SCOPE_SIGNALS | landlock.SCOPE_ABSTRACT_SOCKETS if abi >= 6 else 0
         rules = landlock.ruleset(landlock.FS_DEVICES, scoped=scoped)
-    return inside.World(
+    world = inside.World(
         filters=tuple(plan["filters"]),
         rules=rules,
         binds=tuple(plan["binds"]),
         keep=tuple(plan["keep"]),
     )
+    return plan, world
+
+
+def _hand_over(launcher: int, link: _socket.socket, world: inside.World) -> None:
+    """Become the compiled launcher (native/box.c); returns if this machine cannot run it."""
+    masks = sum(1 << confine.CAPABILITIES.index(name) for name in world.keep)
+    told = masks.to_bytes(8, sys.byteorder) + len(world.filters).to_bytes(4, sys.byteorder)
+    for program in world.filters:
+        told += len(program).to_bytes(4, sys.byteorder) + program
+    told += b"".join(os.fsencode(path) + b"\0" for path in world.binds)
+    file = os.memfd_create("world", os.MFD_CLOEXEC)
+    os.write(file, told)
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (link.fileno(), file)]
+    if world.rules >= 0:
+        high.append(fcntl.fcntl(world.rules, fcntl.F_DUPFD_CLOEXEC, 64))
+    program_file = fcntl.fcntl(launcher, fcntl.F_DUPFD_CLOEXEC, 64)
+    for target, fd in enumerate(high, start=3):
+        os.dup2(fd, target)
+    try:
+        os.execve(program_file, ["tegu-box"], {})
+    except OSError:
+        libc.close_range(64)
+        os.close(4)
+        world.rules = 5 if world.rules >= 0 else -1
 
 
 def _build(plan: dict[str, Any], fds: list[int]) -> None:
@@ -108,7 +138,8 @@ def _build(plan: dict[str, Any], fds: list[int]) -> None:
     made = plan["devices"]
     attach_devices(f"{stage}/dev", None if made is None else fds[made])
     for fd in fds:
-        os.close(fd)
+        if fd != plan["launcher"]:
+            os.close(fd)
     # The supervisor's own: a box may mount a new /proc only where a whole one is in view.
     libc.mount("/proc", f"{stage}/proc", "", libc.MS_BIND)
     os.chdir(stage)
@@ -143,12 +174,12 @@ def _serve(link: _socket.socket, world: inside.World) -> None:
         data, fds = wireless.receive(link)
         if not data:
             return
-        order: dict[str, Any] = marshal.loads(data)
-        wanted = order["spare_networks"]
+        order = inside.Order(wireless.split(data))
+        wanted = order.spare_networks
         try:
             _clone(link, world, order, fds, spare)
         except OSError as e:
-            wireless.tell(link, "failed", order["id"], f"{e.filename}: {e.strerror}")
+            wireless.tell(link, "failed", order.name, f"{e.filename}: {e.strerror}")
         finally:
             for fd in fds:
                 os.close(fd)
@@ -164,7 +195,7 @@ def _network() -> int:
 def _clone(
     link: _socket.socket,
     world: inside.World,
-    order: dict[str, Any],
+    order: inside.Order,
     fds: list[int],
     spare: list[int],
 ) -> None:
@@ -191,7 +222,7 @@ def _clone(
         except OSError as e:
             # Without the word the box ends by itself; the supervisor waits for it.
             reason = f"{e.filename}: {e.strerror}"
-        wireless.tell(link, "born", order["id"], str(child.pid), reason, fds=[child.pidfd])
+        wireless.tell(link, "born", order.name, str(child.pid), reason, fds=[child.pidfd])
         os.close(child.pidfd)
     finally:
         os.close(go_r)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "create", "destroy", "start"]
 
-_ASSUMED = "/tegu-oci/"
+_ASSUMED = "/tegu-oci-"
 
 
 class Request:

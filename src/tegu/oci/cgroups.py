@@ -202,7 +202,7 @@ class Cgroups:
         return list(self.paths.values())[:1]
 
     def number(self, controller: str, second: str, first: str) -> int:
-        """Return the number in the file `second` or (version 1) `first`; 0 without one or a limit."""
+        """Return the number in the file `second` or (version 1) `first`; 0 without one."""
         directory = self.paths.get("" if self.second else controller)
         with suppress(OSError, ValueError):
             return int(_get(f"{directory}/{second if self.second else first}"))

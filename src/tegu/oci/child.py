@@ -7,6 +7,7 @@ imports), for after pivot_root the interpreter's files are out of reach.
 from __future__ import annotations
 
 import _socket
+import json
 import os
 import stat
 from contextlib import suppress
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING
 from tegu.errors import TeguError
 from tegu.linux import confine, libc, mountapi
 from tegu.linux.loopback import loopback_up
-from tegu.oci import cgroupmount as cgroupmount
 from tegu.oci import devices, mounts, terminal
 from tegu.oci.hooks import run_hooks
 from tegu.oci.options import PROPAGATION
@@ -103,7 +103,7 @@ def first_process(plan: Plan, wire: Wire) -> None:
 def _settle(plan: Plan, wire: Wire) -> tuple[str, dict[str, str]]:
     """Everything until the container is created; returns the program's path and environment."""
     config, identity = plan.config, plan.identity
-    plan.state["pid"] = int(wire.await_word("go"))
+    plan.state["pid"], plan.groups = json.loads(wire.await_word("go"))
     stay_alone()
     os.setsid()
     if plan.keyring:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError, UnsupportedError
+from tegu.linux import mountapi
 from tegu.oci import mounts, terminal
 from tegu.oci.cgroups import Cgroups, Layout
 from tegu.oci.child import Plan, first_process, only_descriptors, stay_alone
@@ -115,6 +116,8 @@ def _create(container: Container, plan: Plan, request: Request) -> int:
     container.save(cgroups=groups.paths)
     ours, theirs = pair()
     plan.groups = groups.paths
+    if not groups.paths and manager is None:
+        _show_only(plan)
     plan.state = container.state("creating")
     pid = 0
 
@@ -170,7 +173,7 @@ def _raise_up(
     _limit(groups, config, request)
     container.saved.update(pid=pid, start=start_time(pid))
     state = plan.state | {"pid": pid}
-    wire.tell("go", str(pid))
+    wire.tell("go", json.dumps([pid, plan.groups]))
     _hear(wire, "mounted", request)
     for name in ("prestart", "createRuntime"):
         run_hooks(name, config.hooks(name), state)
@@ -243,6 +246,14 @@ def _groups(
             raise
         request.warn("no control groups may be made here: the container has none")
         return Cgroups({}), None
+
+
+def _show_only(plan: Plan) -> None:
+    """Let a container without groups see those that it is in, read-only: they are its caller's."""
+    for mount, option in zip(plan.config.mounts, plan.options, strict=True):
+        if mount.get("type") in mounts.CGROUP and not option.bind:
+            plan.groups = Layout.here().place("")
+            option.flags |= mountapi.MOUNT_ATTR_RDONLY
 
 
 def _of_the_host() -> bool:

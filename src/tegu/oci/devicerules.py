@@ -74,8 +74,8 @@ def device_lines(found: list[Rule]) -> list[tuple[str, str]]:
         if whole:
             lines.append((file, "a"))
             continue
-        for each in "bc" if kind == "a" else kind:
-            lines.append((file, f"{each} {number(major)}:{number(minor)} {access}"))
+        rest = f"{number(major)}:{number(minor)} {access}"
+        lines += [(file, f"{each} {rest}") for each in ("bc" if kind == "a" else kind)]
     return lines
 
 

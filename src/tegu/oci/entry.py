@@ -60,7 +60,7 @@ def _sealed() -> int:
     return fd
 
 
-def main() -> int:
+def main() -> int:  # noqa: RET503 - execve does not return
     """Start the runtime, protected; the console script `tegu-oci`."""
     if protected():
         from tegu.oci.command import main as run

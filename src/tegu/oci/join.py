@@ -42,7 +42,10 @@ def enter(
     preserve: int = 0,
     warn: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Start `process` (checked) in `container`; returns its pid, a child of ours. Raises TeguError."""
+    """Start `process` (checked) in `container`; returns its pid, a child of ours.
+
+    Raises TeguError.
+    """
     with container:
         status = container.status()
         if status not in ("running", "created"):

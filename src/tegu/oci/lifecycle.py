@@ -136,7 +136,7 @@ def update(container: Container, resources: Any) -> None:
             used = groups.number("memory", "memory.current", "memory.usage_in_bytes")
             if used > memory["limit"]:
                 raise OciError(
-                    f"linux.resources.memory.limit: {memory['limit']} is less than the {used} in use"
+                    f"linux.resources.memory.limit: {memory['limit']}: {used} bytes are in use"
                 )
         groups.limit(wanted, devices=True)
 

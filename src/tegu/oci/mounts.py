@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError
 from tegu.linux import libc, mountapi
+from tegu.oci.cgroupmount import cgroup_mount, fill
 from tegu.oci.fields import ConfigError
 from tegu.oci.options import Options, parse
 from tegu.oci.paths import PROC_SUPER_MAGIC, ensure, find
@@ -106,8 +107,9 @@ def attach_all(
 ) -> None:
     """Mount everything below the root's descriptor, in the order of config.json.
 
-    `cgroups` are the container's own groups by controller ("" for version 2), for mounts of type
-    cgroup. Runs in the container's mount namespace before the root is changed. Raises TeguError.
+    `cgroups` are the groups that the container is in, by controller ("" for version 2), for mounts
+    of type cgroup. Runs in the container's mount namespace before the root is changed.
+    Raises TeguError.
     """
     for i, (mount, option) in enumerate(zip(config.mounts, options, strict=True)):
         try:
@@ -138,8 +140,6 @@ def _attach(
             rec = option.recursive
             mountapi.set_attributes(fd, 0, recursive=rec, propagation=libc.MS_PRIVATE)
     elif kind in CGROUP:
-        from tegu.oci.cgroupmount import cgroup_mount
-
         fd, directory = cgroup_mount(config, cgroups), True
     elif not kind:
         raise ConfigError(f"mounts[{index}].type: missing, and the options say no bind")
@@ -156,8 +156,6 @@ def _attach(
             _set(fd, option)
             mountapi.attach(fd, target)
             if kind in CGROUP and not option.bind and "" not in cgroups:
-                from tegu.oci.cgroupmount import fill
-
                 fill(cgroups, fd, option.flags)
         finally:
             os.close(target)

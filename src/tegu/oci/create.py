@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "create", "destroy", "start"]
 
-_ASSUMED = "/tegu-oci-"
+_ASSUMED = "/oci-"  # not "tegu-": those are the sandbox supervisor's to sweep
 
 
 class Request:

@@ -1,4 +1,4 @@
-"""Bundles whose root shows this machine's /usr, and `tegu-oci` on a state directory of their own."""
+"""Bundles whose root shows this machine's /usr, and `tegu-oci` with a state directory."""
 
 from __future__ import annotations
 

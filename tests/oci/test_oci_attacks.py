@@ -216,7 +216,9 @@ def test_masks_are_the_null_device_itself(oci: Runtime) -> None:
         config["mounts"] = [m for m in config["mounts"] if not m["destination"].startswith("/dev")]
         config["linux"]["maskedPaths"] = ["/proc/version", "/tmp/secret", "/proc/acpi"]
 
-    bundle = oci.bundle("sh", "-c", "ls -lL /proc/version /tmp/secret; cat /tmp/secret", change=change)
+    bundle = oci.bundle(
+        "sh", "-c", "ls -lL /proc/version /tmp/secret; cat /tmp/secret", change=change
+    )
     root = bundle / "rootfs"
     (root / "tmp/secret").write_text("secret")
     (root / "dev/null").symlink_to("/proc/sys/kernel/core_pattern")
@@ -258,9 +260,7 @@ def test_nothing_is_mounted_over_what_the_runtime_writes(oci: Runtime, destinati
 
     def change(config: dict[str, Any]) -> None:
         source = "/etc" if destination != "/proc/version" else "/etc/passwd"
-        config["mounts"].append(
-            {"destination": destination, "source": source, "options": ["bind"]}
-        )
+        config["mounts"].append({"destination": destination, "source": source, "options": ["bind"]})
 
     done = oci.run("true", change=change, check=False)
     assert done.returncode == 1

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.oci.conftest import COMMAND, Runtime, until
 
+from tegu.oci.state import start_time
 
 
 def test_create_start_kill_delete(oci: Runtime) -> None:
@@ -65,7 +66,11 @@ def test_exec(oci: Runtime) -> None:
     missing = oci("exec", name, "nosuch", check=False)
     assert missing.returncode == 1
     assert "'nosuch' not found in $PATH: no such file or directory" in missing.stderr
-    process = {"args": ["sh", "-c", "grep CapEff /proc/self/status"], "cwd": "/", "env": ["PATH=/bin"]}
+    process = {
+        "args": ["sh", "-c", "grep CapEff /proc/self/status"],
+        "cwd": "/",
+        "env": ["PATH=/bin"],
+    }
     file = bundle / "process.json"
     file.write_text(json.dumps(process))
     assert oci("exec", "--process", str(file), name).stdout.split() == ["CapEff:", "0" * 16]
@@ -90,9 +95,7 @@ def test_hooks_run_in_order_with_the_state(oci: Runtime) -> None:
             script = f"printf '%s ' {name} >>{file}; cat >>{file}; echo >>{file}"
             config["hooks"][name] = [{"path": "/bin/sh", "args": ["sh", "-c", script],
                                       "env": ["PATH=/bin:/usr/bin"], "timeout": 60}]  # fmt: skip
-        config["mounts"].append(
-            {"destination": "/log", "source": str(inside), "options": ["bind"]}
-        )
+        config["mounts"].append({"destination": "/log", "source": str(inside), "options": ["bind"]})
         config["annotations"] = {"org.example.k": "v"}
 
     oci.sh("true", change)
@@ -120,7 +123,9 @@ def test_a_hook_that_fails_ends_the_container(oci: Runtime, name: str) -> None:
 
 def test_a_hook_past_its_time_is_killed(oci: Runtime) -> None:
     def change(config: dict[str, Any]) -> None:
-        config["hooks"] = {"prestart": [{"path": "/bin/sleep", "args": ["sleep", "600"], "timeout": 1}]}
+        config["hooks"] = {
+            "prestart": [{"path": "/bin/sleep", "args": ["sleep", "600"], "timeout": 1}]
+        }
 
     done = oci.run("true", change=change, check=False)
     assert "hooks.prestart[0]: /bin/sleep did not end within 1 s" in done.stderr
@@ -195,35 +200,25 @@ def test_preserved_descriptors_are_handed_down_and_no_others(oci: Runtime) -> No
 
 
 def test_a_container_whose_maker_is_killed_can_be_deleted(oci: Runtime) -> None:
+    told, hook = oci.directory / "told", oci.directory / "hook"
+
     def change(config: dict[str, Any]) -> None:
-        config["hooks"] = {"prestart": [{"path": "/bin/sleep", "args": ["sleep", "1000"]}]}
+        script = f"cat >{told}; echo $$ >{hook}.new; mv {hook}.new {hook}; exec sleep 1000"
+        config["hooks"] = {"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", script],
+                                         "env": ["PATH=/bin:/usr/bin"]}]}  # fmt: skip
 
     bundle, name = oci.bundle("true", change=change), oci.name()
     maker = subprocess.Popen([*COMMAND, "--root", str(oci.root), "create", "-b", str(bundle), name])
-    until(lambda: _descendants(maker.pid, b"sleep"))
+    until(hook.exists)
     assert oci.state(name)["status"] == "creating"
-    left = _descendants(maker.pid, b"")
     maker.kill()
     maker.wait()
+    os.kill(int(hook.read_text()), signal.SIGKILL)
+    # The first process hears that its maker is gone, and ends by itself.
+    first = json.loads(told.read_text())["pid"]
+    until(lambda: start_time(first) is None)
     assert oci.state(name)["status"] == "stopped"
-    # The first process ends by itself: its maker's end of the wire is gone.
-    for pid in _descendants(0, b"sleep"):
-        if pid in left:
-            os.kill(pid, signal.SIGKILL)
     oci("delete", name)
-
-
-def _descendants(of: int, command: bytes) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == of or of == 0:
-                if command in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 def test_containers_made_at_once(oci: Runtime) -> None:
@@ -322,7 +317,7 @@ def test_namespaces_by_path(oci: Runtime) -> None:
 
     script = "readlink /proc/self/ns/net /proc/self/ns/ipc /proc/self/ns/pid; echo $$"
     found = oci.sh(script, change).split()
-    assert found[:3] == [os.readlink(f"/proc/{pid}/ns/{k}") for k in ("net", "ipc", "pid")]
+    assert found[:3] == [str(Path(f"/proc/{pid}/ns/{k}").readlink()) for k in ("net", "ipc", "pid")]
     assert int(found[3]) > 1
 
     def wrong(config: dict[str, Any]) -> None:
@@ -331,5 +326,3 @@ def test_namespaces_by_path(oci: Runtime) -> None:
     text = oci.run("true", change=wrong, check=False).stderr
     assert "linux.namespaces[0].path" in text
     assert "not a namespace of type pid" in text
-
-

@@ -12,15 +12,22 @@ from tegu.linux import libc
 
 __all__ = [
     "CAPABILITIES",
+    "bound_capabilities",
     "keep_capabilities",
     "load_filter",
     "no_new_privileges",
+    "permitted_capabilities",
+    "raise_ambient",
+    "set_capabilities",
     "undumpable",
 ]
 
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_AMBIENT_RAISE = 2
+_AMBIENT_CLEAR_ALL = 4
 _SECCOMP_SET_MODE_FILTER = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -68,16 +75,40 @@ def keep_capabilities(keep: Iterable[str], *, bounding: bool = True) -> None:
     """
     numbers = {CAPABILITIES.index(name) for name in keep}
     if bounding:
-        _bound(numbers)
+        bound_capabilities(numbers)
     mask = sum(1 << n for n in numbers)
+    set_capabilities(mask, mask, 0)
+
+
+def set_capabilities(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2), with each set as a mask of capability numbers."""
     header = _Header(_CAPABILITY_VERSION_3, 0)
     data = (_Data * 2)()
-    for i, word in enumerate((mask & 0xFFFFFFFF, mask >> 32)):
-        data[i].effective = data[i].permitted = word
+    for i in (0, 1):
+        data[i].effective = effective >> 32 * i & 0xFFFFFFFF
+        data[i].permitted = permitted >> 32 * i & 0xFFFFFFFF
+        data[i].inheritable = inheritable >> 32 * i & 0xFFFFFFFF
     libc.syscall("capset", ctypes.byref(header), ctypes.byref(data))
 
 
-def _bound(numbers: set[int]) -> None:
+def permitted_capabilities() -> int:
+    """Return what this process may have effective, as a mask of capability numbers (capget(2))."""
+    header = _Header(_CAPABILITY_VERSION_3, 0)
+    data = (_Data * 2)()
+    libc.syscall("capget", ctypes.byref(header), ctypes.byref(data))
+    return int(data[0].permitted) | int(data[1].permitted) << 32
+
+
+def raise_ambient(mask: int) -> None:
+    """Make `mask` the ambient set; each must be permitted and inheritable (capabilities(7))."""
+    libc.prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
+    for number in range(mask.bit_length()):
+        if mask >> number & 1:
+            libc.prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, number)
+
+
+def bound_capabilities(numbers: set[int]) -> None:
+    """Drop all but `numbers` from the bounding set, for good."""
     for number in range(64):
         if number in numbers:
             continue
@@ -95,10 +126,10 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def load_filter(program: bytes) -> None:
+def load_filter(program: bytes, flags: int = 0) -> None:
     """Apply a compiled system call filter (tegu.linux.seccomp) to this process for good.
 
-    Needs `no_new_privileges` first.
+    Needs `no_new_privileges` first, or CAP_SYS_ADMIN. `flags` are SECCOMP_FILTER_FLAG_*.
     """
     prog = _Program(len(program) // 8, program)
-    libc.syscall("seccomp", _SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(prog))
+    libc.syscall("seccomp", _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(prog))

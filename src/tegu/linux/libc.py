@@ -13,6 +13,7 @@ __all__ = [
     "CLONE_NEWNET",
     "CLONE_NEWNS",
     "CLONE_NEWPID",
+    "CLONE_NEWTIME",
     "CLONE_NEWUSER",
     "CLONE_NEWUTS",
     "MNT_DETACH",
@@ -24,8 +25,12 @@ __all__ = [
     "MS_RDONLY",
     "MS_REC",
     "MS_REMOUNT",
+    "MS_SHARED",
+    "MS_SLAVE",
+    "MS_UNBINDABLE",
     "call",
     "close_range",
+    "file_system",
     "mount",
     "parent_death_signal",
     "pivot_root",
@@ -45,6 +50,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_NEWTIME = 0x00000080
 
 # linux/mount.h
 MS_RDONLY = 1
@@ -54,7 +60,10 @@ MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
+MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
@@ -70,6 +79,11 @@ _NUMBERS = {
     "finit_module": {"x86_64": 313, "aarch64": 273},
     "delete_module": {"x86_64": 176, "aarch64": 106},
     "kexec_file_load": {"x86_64": 320, "aarch64": 294},
+    "capget": {"x86_64": 125, "aarch64": 90},
+    "bpf": {"x86_64": 321, "aarch64": 280},
+    "ioprio_set": {"x86_64": 251, "aarch64": 30},
+    "keyctl": {"x86_64": 250, "aarch64": 219},
+    "sched_setattr": {"x86_64": 314, "aarch64": 274},
 }
 _COMMON_NUMBERS = {
     "open_tree": 428,
@@ -158,6 +172,13 @@ def close_range(first: int, last: int = 0xFFFFFFFF, *, on_exec: bool = False) ->
     """close_range(2): close all descriptors `first` to `last`, now or when a program starts."""
     flags = _CLOSE_RANGE_CLOEXEC if on_exec else 0
     syscall("close_range", first, last, flags)
+
+
+def file_system(fd: int) -> int:
+    """fstatfs(2): the number of the file system that `fd` (O_PATH will do) is on."""
+    room = (ctypes.c_long * 32)()  # struct statfs begins with f_type, a long; it has 120 bytes
+    call("fstatfs", ctypes.c_int(fd), room, what="fstatfs")
+    return room[0]
 
 
 def prctl(option: int, value: int = 0, third: int = 0) -> int:

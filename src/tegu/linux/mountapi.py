@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 
 from tegu.linux import libc
 
 __all__ = [
     "MOUNT_ATTR_NODEV",
+    "MOUNT_ATTR_NODIRATIME",
     "MOUNT_ATTR_NOEXEC",
     "MOUNT_ATTR_NOSUID",
+    "MOUNT_ATTR_NOSYMFOLLOW",
     "MOUNT_ATTR_RDONLY",
+    "MOUNT_ATTR__ATIME",
     "attach",
     "detached",
     "new_mount",
@@ -27,19 +31,25 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR__ATIME = 0x70
+"""The bits that say how access times are kept: relative 0, none 0x10, strict 0x20."""
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 _MOUNT_ATTR_IDMAP = 0x100000
 _OPEN_TREE_CLONE = 1
 _FROM_EMPTY_PATH = 0x4
+_TO_EMPTY_PATH = 0x40
 # linux/fcntl.h
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
 _CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
+_SET_FLAG = 0
 _SET_STRING = 1
 _CREATE = 6
 
 
 def detached(
-    source: str,
+    source: str | int,
     *,
     recursive: bool = False,
     read_only: bool = False,
@@ -48,17 +58,19 @@ def detached(
 ) -> int:
     """Return a descriptor of a copy of the mount at `source` that is attached nowhere.
 
+    `source` is a path or a descriptor (O_PATH will do) of a file or directory.
     `flags` are MOUNT_ATTR_* of mount_setattr(2); `idmap` is a user namespace whose ids the copy
     shows (MOUNT_ATTR_IDMAP, Linux 5.12; needs privilege over the file system). `attach` makes it
     visible; closing the descriptor lets go of it. Raises OSError.
     """
     rec = _AT_RECURSIVE if recursive else 0
+    directory, path, mode = _place(source)
     fd = libc.syscall(
         "open_tree",
-        _AT_FDCWD,
-        source.encode(),
-        _OPEN_TREE_CLONE | os.O_CLOEXEC | rec,
-        what=source,
+        directory,
+        path,
+        _OPEN_TREE_CLONE | os.O_CLOEXEC | rec | mode,
+        what=str(source),
     )
     if read_only:
         flags |= MOUNT_ATTR_RDONLY
@@ -71,26 +83,37 @@ def detached(
     return fd
 
 
-def new_mount(kind: str, options: dict[str, str], flags: int = 0) -> int:
+def _place(at: str | int) -> tuple[int, bytes, int]:
+    """Return directory, path and flags that name `at` in a call of the *at() family."""
+    return (at, b"", libc.AT_EMPTY_PATH) if isinstance(at, int) else (_AT_FDCWD, os.fsencode(at), 0)
+
+
+def new_mount(kind: str, options: Mapping[str, str | None], flags: int = 0) -> int:
     """Return a descriptor of a new mount of file system `kind`, attached nowhere.
 
-    It can be filled through the descriptor (`dir_fd`) before anyone else sees it. Raises OSError.
+    `options` without a value (None) are switches. It can be filled through the descriptor
+    (`dir_fd`) before anyone else sees it. Raises OSError.
     """
     context = libc.syscall("fsopen", kind.encode(), _CLOEXEC, what=kind)
     try:
         for name, value in options.items():
-            libc.syscall(
-                "fsconfig", context, _SET_STRING, name.encode(), value.encode(), 0, what=name
-            )
+            how = _SET_FLAG if value is None else _SET_STRING
+            given = None if value is None else os.fsencode(value)
+            libc.syscall("fsconfig", context, how, name.encode(), given, 0, what=name)
         libc.syscall("fsconfig", context, _CREATE, None, None, 0, what=kind)
         return libc.syscall("fsmount", context, _CLOEXEC, flags, what=kind)
     finally:
         os.close(context)
 
 
-def attach(fd: int, target: str) -> None:
-    """Make the detached mount `fd` visible at `target` (move_mount(2)), which must be its kind."""
-    libc.syscall("move_mount", fd, b"", _AT_FDCWD, target.encode(), _FROM_EMPTY_PATH, what=target)
+def attach(fd: int, target: str | int) -> None:
+    """Make the detached mount `fd` visible at `target` (move_mount(2)), which must be its kind.
+
+    `target` is a path, or a descriptor of the very directory or file to be covered.
+    """
+    directory, path, mode = _place(target)
+    flags = _FROM_EMPTY_PATH | (_TO_EMPTY_PATH if mode else 0)
+    libc.syscall("move_mount", fd, b"", directory, path, flags, what=str(target))
 
 
 class _MountAttr(ctypes.Structure):
@@ -110,23 +133,24 @@ def set_attributes(
     *,
     clear: int = 0,
     recursive: bool = False,
+    propagation: int = 0,
     idmap: int | None = None,
 ) -> None:
-    """mount_setattr(2) on a mount given by descriptor or path: set `flags`, unset `clear`."""
-    attr = _MountAttr(flags, clear, 0, 0)
+    """mount_setattr(2) on a mount given by descriptor or path: set `flags`, unset `clear`.
+
+    `propagation` is one of MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE; 0 leaves it.
+    """
+    attr = _MountAttr(flags, clear, propagation, 0)
     if idmap is not None:
         attr.attr_set |= _MOUNT_ATTR_IDMAP
         attr.userns_fd = idmap
     rec = _AT_RECURSIVE if recursive else 0
-    if isinstance(at, int):
-        directory, path, mode = at, b"", libc.AT_EMPTY_PATH | rec
-    else:
-        directory, path, mode = _AT_FDCWD, at.encode(), rec
+    directory, path, mode = _place(at)
     libc.syscall(
         "mount_setattr",
         directory,
         path,
-        mode,
+        mode | rec,
         ctypes.byref(attr),
         ctypes.sizeof(attr),
         what="mount_setattr" if isinstance(at, int) else at,

@@ -1,0 +1,11 @@
+"""`python -I -S .../tegu/oci/__main__.py`: needs no package path."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path.insert(0, os.path.dirname(os.path.dirname(here)))
+    from tegu.oci.entry import main
+
+    sys.exit(main())

@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "build": Verb("tegu.cli.build", "app", "Build an image from a lock."),
     "image": Verb("tegu.cli.image", "app", "List, inspect, compare, export, remove images."),
     "kernel": Verb("tegu.cli.kernel", "app", "Build the cloud kernel, and keep it current."),
+    "repo": Verb("tegu.cli.repo", "app", "Publish apt and RPM repositories of your own."),
     "gc": Verb("tegu.cli.store", "gc_app", "Free what no image or recent build needs."),
     "store": Verb("tegu.cli.store", "app", "Look at the store, verify what it holds."),
     "boot": Verb("tegu.cli.machine", "boot_app", "Boot an image in a machine."),

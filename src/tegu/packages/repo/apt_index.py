@@ -15,7 +15,7 @@ from tegu.packages.repo.catalogue import Item
 from tegu.packages.repo.chunks import assemble
 from tegu.packages.repo.deb_item import stanza
 from tegu.packages.repo.repository import Repository
-from tegu.packages.repo.settings import COMPONENT
+from tegu.packages.repo.settings import COMPONENT, SNAPSHOT_COMPONENT
 from tegu.packages.repo.sign import Signers
 
 __all__ = ["BY_HASH", "About", "architectures", "write_apt"]
@@ -30,6 +30,11 @@ class About:
     suite: str
     date: int
     valid_until: int | None
+
+    @property
+    def component(self) -> str:
+        """The one component of its apt side."""
+        return SNAPSHOT_COMPONENT if self.valid_until is None else COMPONENT
 
 
 def architectures(repo: Repository, items: Sequence[Item]) -> list[str]:
@@ -49,7 +54,7 @@ def write_apt(
     by_hash: set[str] = set()
     names = architectures(repo, items)
     for architecture in names:
-        folder = f"{COMPONENT}/binary-{architecture}"
+        folder = f"{about.component}/binary-{architecture}"
         index = assemble(
             repo.catalogue,
             f"apt {about.suite} {architecture}",
@@ -83,7 +88,7 @@ def _release(repo: Repository, about: About, names: Sequence[str], sums: Sequenc
         lines.append(f"Valid-Until: {until}")
     lines += [
         f"Architectures: {' '.join(names)}",
-        f"Components: {COMPONENT}",
+        f"Components: {about.component}",
         "Acquire-By-Hash: yes",
         "No-Support-for-Architecture-all: Packages",
     ]

@@ -27,8 +27,11 @@ class Record:
     open_sha256: str
 
 
-def read_repomd(text: bytes, where: str) -> tuple[int, list[Record]]:
-    """Return the date (seconds since the epoch) and the files that a repomd.xml names."""
+def read_repomd(text: bytes, name: str, where: str) -> tuple[int, list[Record]]:
+    """Return the date (seconds since the epoch) and the files that a repomd.xml names.
+
+    Raises VerifyError when it is none, or not of the channel or snapshot `name`.
+    """
     cr = createrepo()
     with tempfile.TemporaryDirectory(prefix="tegu-repo-") as home:
         path = Path(home) / "repomd.xml"
@@ -37,6 +40,9 @@ def read_repomd(text: bytes, where: str) -> tuple[int, list[Record]]:
             repomd = cr.Repomd(str(path))
         except Exception as e:
             raise VerifyError(f"{where}: not a repomd.xml: {e}") from e
+    tags = [str(tag).rpartition(" ")[2] for tag in repomd.repo_tags]
+    if name not in tags:
+        raise VerifyError(f"{where}: asked for {name}, got an index of {', '.join(tags) or '?'}")
     records = []
     for record in repomd.records:
         if not _PLAIN.fullmatch(record.location_href or ""):

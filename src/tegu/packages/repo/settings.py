@@ -10,9 +10,12 @@ from typing import Any
 
 from tegu.errors import RepositoryError
 
-__all__ = ["COMPONENT", "Settings", "check_name", "load_settings", "template"]
+__all__ = ["COMPONENT", "SNAPSHOT_COMPONENT", "Settings", "check_name", "load_settings", "template"]
 
 COMPONENT = "main"
+SNAPSHOT_COMPONENT = "snapshot"
+"""Snapshots hold for ever, and apt only warns about an index of another suite: with a component of
+their own they cannot be put in the place of a channel to hold clients back."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]{0,62}")
 _ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9-]*")
 

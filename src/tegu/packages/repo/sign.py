@@ -64,7 +64,7 @@ class _FileSigner:
                 self.signer, data, mode=getattr(sequoia.SignatureMode, mode)
             )
         except Exception as e:  # pysequoia has no error classes of its own
-            raise RepositoryError(f"{self.path}: the key cannot sign: {e}") from e
+            raise RepositoryError(f"{self.path}: the key cannot sign: {_first_line(e)}") from e
         return signed
 
 
@@ -137,20 +137,11 @@ def load_signers(specs: Sequence[str], root: Path, *, now: datetime | None = Non
     Raises RepositoryError when a key is lost, locked or expired (at `now`), UnsupportedError for a
     way of signing that is not here.
     """
-    found = tuple(_load(spec, root) for spec in specs)
     moment = now or datetime.now(UTC)
-    for spec, signer in zip(specs, found, strict=True):
-        if signer.expires is not None and signer.expires <= moment:
-            raise RepositoryError(
-                f"the signing key {spec} expired on {signer.expires:%Y-%m-%d}: "
-                "clients would refuse what it signs",
-                hint="extend it (gpg --quick-set-expire) and give clients the new keyring, or put "
-                "another key into `signers`",
-            )
-    return Signers(found)
+    return Signers(tuple(_load(spec, root, moment) for spec in specs))
 
 
-def _load(spec: str, root: Path) -> Signer:
+def _load(spec: str, root: Path, now: datetime) -> Signer:
     if spec.startswith("pkcs11:"):
         raise UnsupportedError(
             "signing through PKCS#11 directly",
@@ -158,11 +149,26 @@ def _load(spec: str, root: Path) -> Signer:
             "agent:FINGERPRINT",
         )
     if spec.startswith("agent:"):
-        return _load_agent(spec.removeprefix("agent:"))
-    return _load_file(root / spec)
+        return _load_agent(spec.removeprefix("agent:"), now)
+    return _load_file(root / spec, now)
 
 
-def _load_agent(fingerprint: str) -> Signer:
+def _refuse_expired(cert: Any, spec: str, now: datetime) -> None:
+    if cert.expiration is not None and cert.expiration <= now:
+        raise RepositoryError(
+            f"the signing key {spec} expired on {cert.expiration:%Y-%m-%d}: "
+            "clients would refuse what it signs",
+            hint="extend it (gpg --quick-set-expire) and give clients the new keyring, or put "
+            "another key into `signers`",
+        )
+
+
+def _first_line(e: Exception) -> str:
+    """Return what Sequoia says, without its stack."""
+    return str(e).partition("\n")[0]
+
+
+def _load_agent(fingerprint: str, now: datetime) -> Signer:
     gpg = require("gpg", package="gpg")
     sequoia = _sequoia()
     # As text armour, because the output of programs is read as text.
@@ -170,10 +176,11 @@ def _load_agent(fingerprint: str) -> Signer:
     if exported.returncode != 0 or not exported.stdout.strip():
         raise RepositoryError(f"gpg has no key {fingerprint}", hint="see: gpg --list-secret-keys")
     cert = sequoia.Cert.from_bytes(exported.stdout.encode())
+    _refuse_expired(cert, f"agent:{fingerprint}", now)
     return _AgentSigner(cert.fingerprint, cert.expiration, bytes(_dearmour(str(cert), "key")))
 
 
-def _load_file(path: Path) -> Signer:
+def _load_file(path: Path, now: datetime) -> Signer:
     sequoia = _sequoia()
     try:
         content = path.read_bytes()
@@ -188,11 +195,12 @@ def _load_file(path: Path) -> Signer:
         cert = tsk.extract_certificate()
     except Exception as e:
         raise RepositoryError(f"{path}: no OpenPGP private key") from e
+    _refuse_expired(cert, str(path), now)
     try:
         signer = tsk.signer(os.environ.get(_PASSPHRASE))
     except Exception as e:
         raise RepositoryError(
-            f"{path}: the key cannot be used: {e}",
+            f"{path}: the key cannot be used: {_first_line(e)}",
             hint=f"a key with a passphrase needs it in the environment as {_PASSPHRASE}",
         ) from e
     public = _dearmour(str(cert), str(path))

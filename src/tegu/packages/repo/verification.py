@@ -206,7 +206,7 @@ class _Look:
         text = self.place.read(f"{folder}/repodata/repomd.xml", _MAX_SIGNED)
         signature = self.place.read(f"{folder}/repodata/repomd.xml.asc", _MAX_SIGNED)
         verify_detached(text, signature, self.keyrings, where=where)
-        date, records = read_repomd(text, where)
+        date, records = read_repomd(text, name, where)
         self._not_replayed(name, date, where)
         wanted: dict[str, _Wanted] = {}
         for record in records:

@@ -18,6 +18,7 @@ def test_every_requirement_is_locked_with_hashes() -> None:
         *project["build-system"]["requires"],
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["works"],
+        *project["project"]["optional-dependencies"]["repo"],
         *project["dependency-groups"]["dev"],
     ]
     lock = (ROOT / "requirements.lock").read_text()

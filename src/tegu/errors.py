@@ -14,6 +14,7 @@ __all__ = [
     "LockError",
     "MachineError",
     "PlanFailed",
+    "RepositoryError",
     "SandboxError",
     "SolveError",
     "StoreError",
@@ -102,6 +103,12 @@ class UnsupportedError(TeguError):
 
     def __init__(self, reason: str, *, hint: str | None = None) -> None:
         super().__init__(f"unsupported: {reason}", hint=hint)
+
+
+class RepositoryError(TeguError):
+    """A package repository of ours cannot take, publish or hand out what was asked."""
+
+    exit_code = 13
 
 
 class SandboxError(TeguError):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -260,7 +261,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if faults:
             faults.pop(0)(self)
             return
-        path = self.server.root / self.path.lstrip("/").replace("%2B", "+").replace("%7E", "~")
+        path = self.server.root / unquote(self.path.lstrip("/"))
         if not path.is_file():
             self.send_error(404)
             return

@@ -55,6 +55,7 @@ VERBS: dict[str, Verb] = {
         "Build the cloud kernel, keep it current, patch it while it runs.",
         "tegu.cli.kernel_host",
     ),
+    "repo": Verb("tegu.cli.repo", "app", "Publish apt and RPM repositories of your own."),
     "gc": Verb("tegu.cli.store", "gc_app", "Free what no image or recent build needs."),
     "store": Verb("tegu.cli.store", "app", "Look at the store, verify what it holds."),
     "boot": Verb("tegu.cli.machine", "boot_app", "Boot an image in a machine."),

@@ -30,6 +30,7 @@ __all__ = [
     "MS_UNBINDABLE",
     "call",
     "close_range",
+    "exchange",
     "file_system",
     "mount",
     "parent_death_signal",
@@ -37,6 +38,7 @@ __all__ = [
     "prctl",
     "preload",
     "setns",
+    "syncfs",
     "syscall",
     "umount2",
     "unshare",
@@ -68,6 +70,8 @@ MNT_DETACH = 2
 
 AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
 _PR_SET_PDEATHSIG = 1
 _CLOSE_RANGE_CLOEXEC = 4
 # Without a libc wrapper on Debian 12: asm/unistd_64.h and asm-generic/unistd.h. Numbers from 424
@@ -139,6 +143,27 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "")
         data.encode() if data else None,
         what=target,
     )
+
+
+def exchange(one: str, other: str) -> None:
+    """Let two paths of one file system change places in a single step (renameat2(2)).
+
+    Raises OSError, EINVAL where the file system cannot.
+    """
+    call(
+        "renameat2",
+        ctypes.c_int(_AT_FDCWD),
+        os.fsencode(one),
+        ctypes.c_int(_AT_FDCWD),
+        os.fsencode(other),
+        ctypes.c_uint(_RENAME_EXCHANGE),
+        what=one,
+    )
+
+
+def syncfs(fd: int) -> None:
+    """Bring all of the file system of `fd` to the disk (syncfs(2))."""
+    call("syncfs", ctypes.c_int(fd), what="syncfs")
 
 
 def umount2(target: str, flags: int = 0) -> None:

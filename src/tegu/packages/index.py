@@ -327,7 +327,9 @@ def _unpack(
             unpacker = make() if make else None
             for start in range(0, len(content), _CHUNK):
                 piece = content[start : start + _CHUNK]
-                data = unpacker.decompress(piece) if unpacker else piece
+                data = piece
+                if make is not None:
+                    data, unpacker = _decompress(piece, unpacker, make)
                 written += len(data)
                 if written > limit:
                     raise VerifyError(f"{where}: larger than announced when decompressed")
@@ -339,6 +341,20 @@ def _unpack(
         raise StoreError(f"{path}: {e.strerror}") from e
     except (lzma.LZMAError, zlib.error) as e:
         raise VerifyError(f"{where}: cannot be decompressed: {e}") from e
+
+
+def _decompress(piece: bytes, unpacker: Any, make: Callable[[], Any]) -> tuple[bytes, Any]:
+    """Return what `piece` holds, and the decompressor for the next one.
+
+    Members, frames or streams may follow each other in one file (RFC 1952, RFC 8878, xz).
+    """
+    parts = []
+    while piece:
+        parts.append(unpacker.decompress(piece))
+        if not unpacker.eof:
+            break
+        piece, unpacker = unpacker.unused_data, make()
+    return b"".join(parts), unpacker
 
 
 def _sha256(path: Path) -> str:

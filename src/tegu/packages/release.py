@@ -20,7 +20,7 @@ from pathlib import Path
 from tegu.errors import FetchError, VerifyError
 from tegu.process import require, run
 
-__all__ = ["Release", "check_release", "parse_release", "verify_signature"]
+__all__ = ["Release", "check_release", "parse_release", "verify_detached", "verify_signature"]
 
 _CLOCK_SKEW = 600  # seconds that a mirror's clock may be ahead of ours
 _ARMOURS = [(b"BEGIN", b"SIGNED MESSAGE"), (b"BEGIN", b"SIGNATURE"), (b"END", b"SIGNATURE")]
@@ -59,36 +59,51 @@ def verify_signature(inrelease: bytes, keyrings: Sequence[str], *, where: str) -
 
     One good signature is enough, as for apt; a bad one spoils it. Raises VerifyError otherwise.
     """
-    gpgv = require("gpgv", package="gpgv")
     armours = re.findall(rb"^-----(BEGIN|END) PGP ([A-Z ]+)-----", inrelease, re.MULTILINE)
     if armours != _ARMOURS or not inrelease.startswith(b"-----BEGIN"):
         raise VerifyError(
             f"{where}: not a signed index (one OpenPGP clear-text signature)",
             hint="it was cut short, or a proxy answered with a page of its own",
         )
-    with tempfile.TemporaryDirectory(prefix="tegu-gpgv-") as home:
-        options = [*_WEAK]
-        for number, keyring in enumerate(keyrings):
-            options += ["--keyring", _keyring(Path(keyring), Path(home) / f"{number}.gpg")]
-        signed = Path(home) / "InRelease"
-        plain = Path(home) / "Release"
-        signed.write_bytes(inrelease)
-        done = run(
-            [gpgv, "--homedir", home, "--status-fd", "1", *options, "--output", plain, signed],
-            check=False,
-            timeout=60,
-        )
-        words = [
-            line.split()[1:] for line in done.stdout.splitlines() if line.startswith("[GNUPG:]")
-        ]
-        seen = {word[0]: word[1:] for word in words if word}
-        for status, why in _BAD_SIGNATURE.items():
-            # An expired or revoked key beside a good one is an old key being phased out.
-            if status in seen and (status == "BADSIG" or "VALIDSIG" not in _good(words)):
-                raise VerifyError(f"{where}: {why}", hint=f"key {seen[status][0]}")
-        if "VALIDSIG" not in _good(words) or not plain.exists():
-            raise VerifyError(*_unsigned(seen, done.stderr, keyrings, where))
-        return plain.read_text(errors="replace")
+    with tempfile.TemporaryDirectory(prefix="tegu-gpgv-") as name:
+        home = Path(name)
+        plain = home / "Release"
+        (home / "InRelease").write_bytes(inrelease)
+        files: list[Path | str] = ["--output", plain, home / "InRelease"]
+        _gpgv(files, keyrings, home, where=where)
+        try:
+            return plain.read_text(errors="replace")
+        except FileNotFoundError as e:
+            raise VerifyError(f"{where}: gpgv gave nothing that was signed") from e
+
+
+def verify_detached(data: bytes, signature: bytes, keyrings: Sequence[str], *, where: str) -> None:
+    """Raise VerifyError unless a key of `keyrings` made the detached `signature` of `data`."""
+    if not signature.startswith(b"-----BEGIN PGP SIGNATURE-----"):
+        raise VerifyError(f"{where}: its signature is no armoured OpenPGP signature")
+    with tempfile.TemporaryDirectory(prefix="tegu-gpgv-") as name:
+        home = Path(name)
+        (home / "data").write_bytes(data)
+        (home / "data.asc").write_bytes(signature)
+        _gpgv([home / "data.asc", home / "data"], keyrings, home, where=where)
+
+
+def _gpgv(files: Sequence[Path | str], keyrings: Sequence[str], home: Path, *, where: str) -> None:
+    gpgv = require("gpgv", package="gpgv")
+    options = [*_WEAK]
+    for number, keyring in enumerate(keyrings):
+        options += ["--keyring", _keyring(Path(keyring), home / f"{number}.gpg")]
+    done = run(
+        [gpgv, "--homedir", home, "--status-fd", "1", *options, *files], check=False, timeout=60
+    )
+    words = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("[GNUPG:]")]
+    seen = {word[0]: word[1:] for word in words if word}
+    for status, why in _BAD_SIGNATURE.items():
+        # An expired or revoked key beside a good one is an old key being phased out.
+        if status in seen and (status == "BADSIG" or "VALIDSIG" not in _good(words)):
+            raise VerifyError(f"{where}: {why}", hint=f"key {seen[status][0]}")
+    if "VALIDSIG" not in _good(words):
+        raise VerifyError(*_unsigned(seen, done.stderr, keyrings, where))
 
 
 def _good(words: Sequence[Sequence[str]]) -> set[str]:

@@ -13,6 +13,7 @@ __all__ = [
     "LockError",
     "MachineError",
     "PlanFailed",
+    "ProbeError",
     "SandboxError",
     "SolveError",
     "StoreError",
@@ -107,3 +108,9 @@ class SandboxError(TeguError):
     """A sandbox, or its supervisor, could not do what was asked."""
 
     exit_code = 20
+
+
+class ProbeError(TeguError):
+    """A probe could not be read, or a recording is not what it should be."""
+
+    exit_code = 21

@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "test": Verb("tegu.cli.lab", "app", "Run a test plan against an image or a machine."),
     "run": Verb("tegu.cli.sandbox", "run_app", "Run a command in a new sandbox."),
     "sandbox": Verb("tegu.cli.sandbox", "app", "Sandboxes: serve, look after, examine."),
+    "probe": Verb("tegu.cli.probe", "app", "Ask what slows this machine down, and who."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

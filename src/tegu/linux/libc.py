@@ -67,6 +67,7 @@ _NUMBERS = {
     "pivot_root": {"x86_64": 155, "aarch64": 41},
     "capset": {"x86_64": 126, "aarch64": 91},
     "seccomp": {"x86_64": 317, "aarch64": 277},
+    "perf_event_open": {"x86_64": 298, "aarch64": 241},
 }
 _COMMON_NUMBERS = {
     "open_tree": 428,

@@ -223,6 +223,10 @@ class BpfMap:
             raise
         return self.values(buffer.raw)
 
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield all keys."""
+        return (key for key, _ in self.items())
+
     def items(self) -> Iterator[tuple[bytes, list[bytes]]]:
         """Yield all entries, read in batches (BPF_MAP_LOOKUP_BATCH, Linux 5.6)."""
         batch = _BATCH
@@ -358,7 +362,10 @@ class BpfObject:
             raise UnsupportedError(f"this kernel refuses the program: {reason}") from e
 
     def attach(self, program: str, *, perf_event: int | None = None) -> int:
-        """Attach a program where its section says, or to a perf event; returns the link."""
+        """Attach a program where its section says, or to a perf event; returns the link.
+
+        The perf event's descriptor is closed with the link.
+        """
         handle = self._program(program)
         try:
             link = (

@@ -25,7 +25,8 @@ class Selection(NamedTuple):
 class CgroupNames:
     """The control groups of the hierarchy that accounts for `controller`, by id.
 
-    That is version 2, unless only version 1 has the controller (cgroups(7)).
+    That is version 2, unless only version 1 has the controller (cgroups(7)); "unified" is version 2
+    whatever else there is (sockets belong there).
     """
 
     def __init__(self, controller: str, *, mounts: str = "/proc/self/mountinfo") -> None:

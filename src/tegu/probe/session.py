@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 from tegu.errors import UnsupportedError
 from tegu.linux.libbpf import BpfMap, BpfObject, KernelTypes, RingBuffer
@@ -34,7 +33,6 @@ class Session:
         self.names = Names(CgroupNames(tool.controller), Symbols())
         self._pending: deque[bytes] = deque()
         self._ring: RingBuffer | None = None
-        self._also = ExitStack()
         data = object_data(tool.object_name)
         with KernelTypes() as types:
             tool.check(types)
@@ -92,11 +90,6 @@ class Session:
             self._ring.close()
             self._ring = None
         self.object.close()
-        self._also.close()
-
-    def keep(self, fd: int) -> None:
-        """Close a descriptor when the session ends."""
-        self._also.callback(os.close, fd)
 
     def map(self, name: str) -> BpfMap:
         """Return a map of the program."""

@@ -76,9 +76,11 @@ class Symbols:
         """Name a process's stack, innermost first; what has no symbol is `[file]`."""
         return [self._user(pid, a - (i > 0)) for i, a in enumerate(addresses) if a]
 
-    def forget(self, pid: int) -> None:
-        """Read the process's mappings again when next asked."""
-        self._maps.pop(pid, None)
+    def remember(self, pid: int) -> None:
+        """Read what the process has mapped now; it may be gone when it is asked for."""
+        found = self._mappings(pid)
+        if found:
+            self._maps[pid] = found
 
     def _user(self, pid: int, address: int) -> str:
         if pid not in self._maps:

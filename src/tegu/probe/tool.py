@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from tegu.errors import UnsupportedError
-from tegu.linux.libbpf import KernelTypes
+from tegu.linux.libbpf import BpfMap, KernelTypes
 from tegu.probe.groups import CgroupNames
 from tegu.probe.recording import Record, Recording
 from tegu.probe.report import Table
@@ -18,7 +18,7 @@ from tegu.probe.symbols import Symbols
 if TYPE_CHECKING:
     from tegu.probe.session import Session
 
-__all__ = ["WHO", "Names", "Need", "Settings", "Tool", "text", "top_rows", "unpack_who"]
+__all__ = ["WHO", "Names", "Need", "Settings", "Tool", "slots_of", "text", "top_rows", "unpack_who"]
 
 WHO = "QII16s"
 """struct who of bpf/tegu.bpf.h: cgroup, tid, tgid, comm."""
@@ -50,7 +50,7 @@ class Need(NamedTuple):
     """Something of the kernel that a tool cannot do without."""
 
     kind: str
-    """"tracepoint", "iterator", "function", or "member" (`struct.member`)."""
+    """"tracepoint", "iterator", "function", "enum", or "member" (`struct.member`)."""
     name: str
 
     def missing(self, types: KernelTypes) -> str:
@@ -61,6 +61,8 @@ class Need(NamedTuple):
             there = types.has_iterator(self.name)
         elif self.kind == "function":
             there = types.has("func", self.name)
+        elif self.kind == "enum":
+            there = types.has("enum", self.name)
         else:
             name, _, member = self.name.partition(".")
             there = member in types.members(name)
@@ -134,7 +136,7 @@ class Tool:
         """Called some times a second while the probe runs."""
 
     def decode(self, data: bytes, names: Names) -> Record:
-        """Return what one record of the ring buffer means."""
+        """Return what one record of the ring buffer means; tools without events need none."""
         raise NotImplementedError
 
     def summarize(self, session: Session) -> Record:
@@ -152,6 +154,11 @@ class Tool:
     def tables(self, recording: Recording, top: int) -> list[Table]:
         """Return what the summary says, each table at most `top` rows where that makes sense."""
         raise NotImplementedError
+
+
+def slots_of(source: BpfMap) -> list[int]:
+    """Return a histogram that is a per-CPU array of counters."""
+    return [sum(struct.unpack("<Q", v)[0] for v in values) for _, values in sorted(source.items())]
 
 
 def text(raw: bytes) -> str:

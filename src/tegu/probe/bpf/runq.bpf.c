@@ -26,12 +26,6 @@ struct event {
 	u64 user_stack[STACK_DEPTH];
 };
 
-struct sums {
-	u64 count;
-	u64 total_ns;
-	u64 max_ns;
-};
-
 struct pair {
 	u64 victim;
 	u64 culprit;
@@ -83,25 +77,13 @@ struct {
 	__type(value, struct sums);
 } tasks SEC(".maps");
 
-static __always_inline void add(struct sums *sums, u64 ns)
-{
-	__sync_fetch_and_add(&sums->count, 1);
-	__sync_fetch_and_add(&sums->total_ns, ns);
-	if (ns > sums->max_ns)
-		sums->max_ns = ns;
-}
-
 static __always_inline void attribute(struct task_struct *next, u64 culprit, u64 ns)
 {
 	struct pair pair = { cgroup_id_of(next), culprit };
 	struct task_key key = {};
 	struct sums none = {};
-	struct sums *sums = bpf_map_lookup_elem(&pairs, &pair);
+	struct sums *sums = find_or_make(&pairs, &pair, &none);
 
-	if (!sums) {
-		bpf_map_update_elem(&pairs, &pair, &none, BPF_NOEXIST);
-		sums = bpf_map_lookup_elem(&pairs, &pair);
-	}
 	if (sums)
 		add(sums, ns);
 	else
@@ -109,11 +91,7 @@ static __always_inline void attribute(struct task_struct *next, u64 culprit, u64
 	key.tgid = next->tgid;
 	key.cgroup = pair.victim;
 	bpf_probe_read_kernel(key.comm, sizeof(key.comm), next->comm);
-	sums = bpf_map_lookup_elem(&tasks, &key);
-	if (!sums) {
-		bpf_map_update_elem(&tasks, &key, &none, BPF_NOEXIST);
-		sums = bpf_map_lookup_elem(&tasks, &key);
-	}
+	sums = find_or_make(&tasks, &key, &none);
 	if (sums)
 		add(sums, ns);
 	else

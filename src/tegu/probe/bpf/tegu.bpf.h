@@ -51,6 +51,8 @@ enum { BPF_ANY, BPF_NOEXIST };
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
+#define bpf_ntohs(x) __builtin_bswap16(x)
+
 #define TASK_COMM_LEN 16
 #define STACK_DEPTH 32
 #define SLOTS 32
@@ -104,6 +106,14 @@ struct task_struct {
 	int exit_state;
 	unsigned int in_iowait : 1;
 };
+struct seq_file;
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+};
 
 enum cgroup_subsys_id {
 	cpu_cgrp_id,
@@ -156,6 +166,18 @@ struct {
 	__type(key, u32);
 	__type(value, u64);
 } lost SEC(".maps");
+
+/* The value of a key, made when there is none; null when the map is full. */
+static __always_inline void *find_or_make(void *map, const void *key, const void *fresh)
+{
+	void *found = bpf_map_lookup_elem(map, key);
+
+	if (!found) {
+		bpf_map_update_elem(map, key, fresh, BPF_NOEXIST);
+		found = bpf_map_lookup_elem(map, key);
+	}
+	return found;
+}
 
 static __always_inline void count_lost(void)
 {
@@ -227,6 +249,20 @@ static __always_inline u32 frames(long bytes)
 	return bytes > 0 ? (u32)bytes >> 3 : 0;
 }
 
+struct sums {
+	u64 count;
+	u64 total_ns;
+	u64 max_ns;
+};
+
+static __always_inline void add(struct sums *sums, u64 ns)
+{
+	__sync_fetch_and_add(&sums->count, 1);
+	__sync_fetch_and_add(&sums->total_ns, ns);
+	if (ns > sums->max_ns)
+		sums->max_ns = ns;
+}
+
 /* The slot of a histogram by powers of two: 0 is below 2, n is 2^n up to 2^(n+1) - 1. */
 static __always_inline u32 log2_slot(u64 v)
 {
@@ -240,6 +276,56 @@ static __always_inline u32 log2_slot(u64 v)
 	if (v & 0xc) { v >>= 2; slot += 2; }
 	if (v & 2) slot += 1;
 	return slot;
+}
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+typedef struct {
+	long counter;
+} atomic_long_t;
+struct page_counter {
+	atomic_long_t usage;
+	unsigned long high;
+	unsigned long max;
+};
+struct cgroup_subsys_state___memory {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state___memory *parent;
+};
+struct mem_cgroup {
+	struct cgroup_subsys_state___memory css;
+	struct page_counter memory;
+};
+#pragma clang attribute pop
+
+
+/* Pages that a CPU takes from the account at once (MEMCG_CHARGE_BATCH): so near is at the limit. */
+#define BATCH 64
+#define LEVELS 12
+
+/* The nearest control group, from the task's own upwards, that has used up what it may. */
+static __always_inline u64 at_limit(struct task_struct *task)
+{
+	struct mem_cgroup *memcg = 0;
+	int i;
+
+	bpf_probe_read_kernel(&memcg, sizeof(memcg), (void *)task->cgroups +
+			      bpf_core_field_offset(struct css_set, subsys) +
+			      bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id) *
+			      sizeof(void *));
+	for (i = 0; i < LEVELS; i++) {
+		unsigned long usage, high, max;
+
+		if (!memcg)
+			return 0;
+		usage = BPF_CORE_READ(memcg, memory.usage.counter);
+		high = BPF_CORE_READ(memcg, memory.high);
+		max = BPF_CORE_READ(memcg, memory.max);
+		if (usage + BATCH >= max || usage > high)
+			return BPF_CORE_READ(memcg, css.cgroup, kn, id);
+		/* css is the first member (mem_cgroup_from_css). */
+		memcg = (void *)BPF_CORE_READ(memcg, css.parent);
+	}
+	return 0;
 }
 
 #endif

@@ -11,6 +11,14 @@ __all__ = ["TOOLS", "find_tool"]
 
 TOOLS: dict[str, str] = {
     "runq": "RunQueue",
+    "offcpu": "OffCpu",
+    "profile": "Profile",
+    "reclaim": "Reclaim",
+    "blkio": "BlockLatency",
+    "dwait": "UninterruptibleWait",
+    "drops": "Drops",
+    "census": "Census",
+    "exits": "Exits",
 }
 """Name and class; the module has the name."""
 

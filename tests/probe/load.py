@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,11 +44,23 @@ class Groups:
         self.base.mkdir()
 
     def make(self, name: str) -> str:
+        """Make a group below our own and return its path as the probes say it."""
         (self.base / name).mkdir()
+        self._pass_on((self.base / name).parent)
         return f"/{self.base.name}/{name}"
 
+    def directory(self, group: str) -> Path:
+        return self.base / group.removeprefix(f"/{self.base.name}/")
+
+    def _pass_on(self, directory: Path) -> None:
+        """Version 2 accounts in a group only for the controllers that its parent hands down."""
+        if self.names.hierarchy == 0:
+            for parent in (self.base.parent, self.base, directory):
+                with suppress(OSError):
+                    (parent / "cgroup.subtree_control").write_text("+cpu +memory +io")
+
     def spawn(self, group: str, *argv: str, **how: Any) -> subprocess.Popen[bytes]:
-        procs = self.base / group.rsplit("/", 1)[-1] / "cgroup.procs"
+        procs = self.directory(group) / "cgroup.procs"
 
         enter = ("/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(procs))
         child = subprocess.Popen((*enter, *argv), **how)
@@ -61,10 +74,10 @@ class Groups:
         for child in self.children:
             child.kill()
             child.wait()
-        for directory in [*self.base.iterdir(), self.base]:
-            if directory.is_dir():
-                with suppress(OSError):
-                    directory.rmdir()
+        deepest_first = sorted((d for d in self.base.rglob("*") if d.is_dir()), reverse=True)
+        for directory in [*deepest_first, self.base]:
+            with suppress(OSError):
+                directory.rmdir()
 
 
 def watch_until(

@@ -10,8 +10,8 @@ from tegu.probe import Settings, encode, find_tool, parse
 def test_the_waiting_and_the_culprit_are_named_with_their_groups(groups: Groups) -> None:
     needs_probe("runq")
     victim, culprit = groups.make("victim"), groups.make("culprit")
-    waits = groups.python("victim", SPIN, one_cpu())
-    holds = groups.python("culprit", SPIN, one_cpu())
+    waits = groups.python(victim, SPIN, one_cpu())
+    holds = groups.python(culprit, SPIN, one_cpu())
 
     def seen(records: list) -> bool:
         return any(e["behind"]["cgroup"] == culprit for e in events(records))
@@ -38,9 +38,9 @@ def test_the_waiting_and_the_culprit_are_named_with_their_groups(groups: Groups)
 
 def test_the_stack_of_who_held_the_processor_is_there(groups: Groups) -> None:
     needs_probe("runq")
-    groups.make("both")
+    both = groups.make("both")
     for _ in range(2):
-        groups.python("both", SPIN, one_cpu())
+        groups.python(both, SPIN, one_cpu())
     records = watch_until(
         "runq", Settings(seconds=None), lambda r: any(e["behind"]["stack"] for e in events(r))
     )

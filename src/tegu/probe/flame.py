@@ -51,9 +51,9 @@ def flame_graph(stacks: Iterable[tuple[list[str], float]], *, title: str, unit: 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
         f' font-family="monospace" font-size="12">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{_xml(title)}</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
-        f'<text x="{_WIDTH / 2}" y="22" text-anchor="middle" font-size="16">{escape(title)}</text>',
+        f'<text x="{_WIDTH / 2}" y="22" text-anchor="middle" font-size="16">{_xml(title)}</text>',
     ]
     for bar in bars:
         share = 100 * bar.weight / root.weight if root.weight else 0
@@ -62,14 +62,10 @@ def flame_graph(stacks: Iterable[tuple[list[str], float]], *, title: str, unit: 
         fits = int((bar.width - 4) / _LETTER)
         shown = bar.name if len(bar.name) <= fits else bar.name[: max(fits - 2, 0)] + ".."
         parts.append(
-            f"<g><title>{escape(label)}</title>"
+            f"<g><title>{_xml(label)}</title>"
             f'<rect x="{bar.x:.1f}" y="{y}" width="{max(bar.width - 0.5, 0.3):.1f}"'
             f' height="{_ROW - 1}" rx="1" fill="{_colour(bar.name)}"/>'
-            + (
-                f'<text x="{bar.x + 3:.1f}" y="{y + 12}">{escape(shown)}</text>'
-                if fits >= 3
-                else ""
-            )
+            + (f'<text x="{bar.x + 3:.1f}" y="{y + 12}">{_xml(shown)}</text>' if fits >= 3 else "")
             + "</g>"
         )
     parts.append("</svg>\n")
@@ -89,6 +85,11 @@ def _bars(root: _Frame, name: str, depth: int, x: float, width: float) -> Iterat
             if share >= _NARROWEST:
                 pending.append((inner, called, depth + 1, x, share))
             x += share
+
+
+def _xml(words: str) -> str:
+    """Return `words` as they may stand in XML 1.0, which has no place for control characters."""
+    return escape("".join(c if c.isprintable() else "?" for c in words))
 
 
 def _colour(name: str) -> str:

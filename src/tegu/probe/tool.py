@@ -162,8 +162,12 @@ def slots_of(source: BpfMap) -> list[int]:
 
 
 def text(raw: bytes) -> str:
-    """Return a string of the kernel, without what follows its end."""
-    return raw.split(b"\0", 1)[0].decode(errors="replace")
+    """Return a string of the kernel without what follows its end.
+
+    Any program may name itself as it likes; what a terminal would obey becomes a question mark.
+    """
+    found = raw.split(b"\0", 1)[0].decode(errors="replace")
+    return "".join(c if c.isprintable() else "?" for c in found)
 
 
 def unpack_who(values: Sequence[int | bytes], names: Names) -> Record:

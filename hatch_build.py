@@ -1,7 +1,9 @@
-"""Builds the sandbox's launcher (src/tegu/sandbox/native/box.c) where there is a C compiler.
+"""What a wheel has compiled: the sandbox's launcher and the probes (hatchling's build hook).
 
-Static, so that it runs on any Linux of this architecture. Without a compiler the package is pure
-Python: boxes then start more slowly. TEGU_LAUNCHER=no leaves it out, =yes makes it a must.
+The launcher (src/tegu/sandbox/native/box.c) is static, so that it runs on any Linux of this
+architecture. Without a C compiler there is none, and boxes start more slowly; TEGU_LAUNCHER=no
+leaves it out, =yes makes it a must. The probes (src/tegu/probe/bpf) need clang, and a wheel has
+them; in a source tree `./dev` compiles them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +23,28 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-static", "-s", "-fstack-protector-strong"]
 
 
-class LauncherHook(BuildHookInterface):  # type: ignore[type-arg, misc]
-    """Puts `tegu-box` beside its source, and into the wheel."""
+class NativeHook(BuildHookInterface):  # type: ignore[type-arg, misc]
+    """Called by hatchling before a wheel (or an editable one) is put together."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; called by hatchling before a wheel (or an editable one) is put together."""
-        native = Path(self.root, "src", "tegu", "sandbox", "native")
+        """Compile what is C, and add it to the wheel."""
+        root = Path(self.root)
+        if self._launcher(root / "src/tegu/sandbox/native") and version != "editable":
+            build_data["artifacts"].append("src/tegu/sandbox/native/tegu-box")
+            build_data["pure_python"] = False
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"py3-none-{platform}"
+        if version != "editable":
+            for path in _probes(root / "src"):
+                build_data["force_include"][str(path)] = str(path.relative_to(root / "src"))
+
+    def _launcher(self, native: Path) -> bool:
+        """Put `tegu-box` beside its source; False when there is none."""
         wish = os.environ.get("TEGU_LAUNCHER", "")
         target = native / "tegu-box"
         if wish == "no":
             target.unlink(missing_ok=True)
-            return
+            return False
         compiler = shlex.split(os.environ.get("CC", "cc"))
         fresh = native / f"tegu-box.{os.getpid()}"
         if shutil.which(compiler[0]) is None:
@@ -44,10 +59,28 @@ class LauncherHook(BuildHookInterface):  # type: ignore[type-arg, misc]
             if wish == "yes":
                 raise RuntimeError(f"the sandbox's launcher cannot be built: {why}")
             self.app.display_warning(f"without the sandbox's launcher: {why}")
-            return
+            return False
         fresh.replace(target)
-        if version != "editable":
-            build_data["artifacts"].append("src/tegu/sandbox/native/tegu-box")
-            build_data["pure_python"] = False
-            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-            build_data["tag"] = f"py3-none-{platform}"
+        return True
+
+
+def _probes(source: Path) -> list[Path]:
+    """Compile the probes; returns the objects and the list of them."""
+    sys.path.insert(0, str(source))
+    try:
+        from tegu.errors import TeguError
+
+        # By its file: the room around it needs packages that no build environment has.
+        where = source / "tegu" / "packages" / "probes.py"
+        spec = spec_from_file_location("tegu_probes", where)
+        if spec is None or spec.loader is None:
+            raise SystemExit(f"{where} cannot be loaded")
+        probes = module_from_spec(spec)
+        spec.loader.exec_module(probes)
+        try:
+            objects: list[Path] = probes.compile_objects()
+        except TeguError as e:
+            raise SystemExit(f"{e.message} ({e.hint or 'a wheel holds the probes'})") from e
+    finally:
+        sys.path.remove(str(source))
+    return [*objects, objects[0].with_name("objects.json")]

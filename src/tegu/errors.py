@@ -14,6 +14,7 @@ __all__ = [
     "LockError",
     "MachineError",
     "PlanFailed",
+    "ProbeError",
     "RepositoryError",
     "SandboxError",
     "SolveError",
@@ -121,3 +122,9 @@ class LivepatchError(TeguError):
     """The kernel did not take a live patch, or could not finish the change to or from it."""
 
     exit_code = 23
+
+
+class ProbeError(TeguError):
+    """A probe could not be read, or a recording is not what it should be."""
+
+    exit_code = 21

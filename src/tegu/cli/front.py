@@ -68,6 +68,7 @@ VERBS: dict[str, Verb] = {
     "run": Verb("tegu.cli.sandbox", "run_app", "Run a command in a new sandbox."),
     "sandbox": Verb("tegu.cli.sandbox", "app", "Sandboxes: serve, look after, examine."),
     "kdump": Verb("tegu.cli.kdump", "app", "Crash dumps: on, off, tried and read."),
+    "probe": Verb("tegu.cli.probe", "app", "Ask what slows this machine down, and who."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

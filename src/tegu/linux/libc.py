@@ -88,6 +88,7 @@ _NUMBERS = {
     "ioprio_set": {"x86_64": 251, "aarch64": 30},
     "keyctl": {"x86_64": 250, "aarch64": 219},
     "sched_setattr": {"x86_64": 314, "aarch64": 274},
+    "perf_event_open": {"x86_64": 298, "aarch64": 241},
 }
 _COMMON_NUMBERS = {
     "open_tree": 428,

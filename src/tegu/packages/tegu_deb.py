@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_tegu_deb", "host_files", "host_half", "release_time"]
 
-ROOMS = ("boot", "host", "linux", "sandbox", "store")
+ROOMS = ("boot", "host", "linux", "probe", "sandbox", "store")
 MODULES = (
     "__init__.py",
     "__main__.py",
@@ -42,10 +42,13 @@ MODULES = (
     "cli/kernel_host.py",
     "cli/kernel_livepatch.py",
     "cli/output.py",
+    "cli/probe.py",
     "cli/sandbox.py",
 )
 # A new kernel gets its initrd on the machine: kmod and busybox-static are for that.
-_DEPENDS = "busybox-static, kmod, libseccomp2, python3 (>= 3.11), python3-rich, python3-typer"
+_DEPENDS = (
+    "busybox-static, kmod, libbpf1, libseccomp2, python3 (>= 3.11), python3-rich, python3-typer"
+)
 _LIBRARY = "/usr/lib/python3/dist-packages/tegu"
 _MAINTAINER = "The Tegu developers <tegu@tegu.invalid>"
 _ENTRY = """#!/usr/bin/python3 -I
@@ -114,6 +117,9 @@ def build_tegu_deb(out_dir: Path, timestamp: int) -> Path:
 
 def host_files() -> Iterator[tuple[str, bytes]]:
     """Yield what of the Python package belongs to the host half: path below `tegu/`, content."""
+    from tegu.packages.probes import compile_objects
+
+    compile_objects()  # nothing to do in an installation: it carries them
     root = _source()
     for name in MODULES:
         path = root / name
@@ -128,6 +134,8 @@ def host_files() -> Iterator[tuple[str, bytes]]:
                 continue  # for one architecture, and not the same bytes from every compiler
             if relative.parts[:2] == ("host", "files"):
                 continue  # goes to its place in the file system instead
+            if relative.parts[:2] == ("probe", "bpf") and not path.name.endswith(".o"):
+                continue  # compiled already
             yield str(relative), path.read_bytes()
 
 

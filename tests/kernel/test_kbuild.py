@@ -26,7 +26,7 @@ from tegu.packages import SourcePackage, open_deb
 from tegu.packages.deb_write import DebEntry
 from tegu.store import Store
 
-from .test_recipe import write
+from .test_recipe import TOML, write
 
 MAKEFILE = """
 there:
@@ -311,3 +311,31 @@ def test_sigterm_ends_the_make_too(kbuild: Kbuild, tmp_path: Path) -> None:
 
     while runs():  # killed already; pytest's own limit ends a failure
         time.sleep(0.05)
+
+
+def test_the_compiler_for_another_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, TOML + 'arm64 = ["base"]\n')
+    recipe = load_recipe(path, architecture="arm64")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert recipe.facts.prefix == "aarch64-linux-gnu-"
+    assert load_recipe(path).facts.prefix == ""
+    monkeypatch.setattr(tools, "PROGRAMS", {})
+    monkeypatch.setattr(tools, "_HEADERS", {})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnsupportedError, match="needs no-such-gcc, no-such-ld") as caught:
+        tools.require_toolchain("no-such-")
+    assert caught.value.hint == "apt-get install binutils-no-such gcc-no-such"
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert recipe.facts.prefix == ""
+    with pytest.raises(UnsupportedError, match="a kernel for arm64 has never been built"):
+        build_kernel(recipe, Store(tmp_path / "store"))
+
+
+def test_both_architectures_have_fragments() -> None:
+    """Whether all of them take is asked of the kernel's own conf: `tegu kernel config check`."""
+    x86, arm = load_recipe(), load_recipe(architecture="arm64")
+    assert {"ACPI", "EFI_STUB", "VIRTIO_BLK", "BPF_SYSCALL"} <= set(x86.options) & set(arm.options)
+    assert not [n for n in arm.options if n.startswith("X86_")]
+    assert not [n for n in x86.options if n.startswith("ARM64_")]

@@ -126,6 +126,9 @@ def lock(
 @config_app.command(epilog="Example: tegu kernel config check")
 def check(
     recipe: Recipe = None,
+    architecture: Annotated[
+        str, typer.Option(help="Architecture to configure for: x86-64 or arm64.")
+    ] = "x86-64",
     mirror: Mirror = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use what the store has.")] = False,
     as_json: Json = False,
@@ -137,11 +140,14 @@ def check(
     """
     from dataclasses import asdict
 
-    from tegu.errors import BuildError, UnsupportedError
+    from tegu.errors import BuildError, UnsupportedError, UsageError
     from tegu.kernel import check_config, check_hardening, load_recipe, read_accepted
+    from tegu.kernel.recipe import ARCHITECTURES
     from tegu.store import Store
 
-    loaded = load_recipe(recipe)
+    if architecture not in ARCHITECTURES:
+        raise UsageError(f"{architecture!r}: it is one of {', '.join(ARCHITECTURES)}")
+    loaded = load_recipe(recipe, architecture=architecture)
     accepted = read_accepted(loaded.path.parent / "hardening.toml")
     with spinner() as say:
         checked = check_config(

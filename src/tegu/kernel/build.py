@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tegu.errors import BuildError, DefinitionError, UsageError
+from tegu.errors import BuildError, DefinitionError, UnsupportedError, UsageError
 from tegu.files import write_atomic
 from tegu.kernel.config_check import Miss, compare_config, refuse_misses, refuse_unknown
 from tegu.kernel.fragments import Option, merged_text
@@ -100,7 +100,13 @@ def build_kernel(
     option did not take, the compiler failed).
     """
     tell = say or _silent
-    require_toolchain()
+    if recipe.architecture != "x86-64":
+        raise UnsupportedError(
+            f"a kernel for {recipe.architecture} has never been built with these fragments",
+            hint="`tegu kernel config check --architecture` configures it; building comes with "
+            "machines to test it on",
+        )
+    require_toolchain(recipe.facts.prefix)
     tell("look for the source")
     package = source_of(recipe, store, offline=offline, mirrors=mirrors)
     tests = read_selftests(recipe.path.parent / _TESTS)
@@ -175,7 +181,7 @@ def check_config(
     say: Say | None = None,
 ) -> Checked:
     """Configure the source of `recipe` and compare the result with its fragments."""
-    require_toolchain()
+    require_toolchain(recipe.facts.prefix)
     package = source_of(recipe, store, offline=offline, mirrors=mirrors)
     # A log of its own: a build of the same release may be running.
     log = store.small(LOGS, f"{recipe.release}-config-{os.getpid()}.log")

@@ -63,9 +63,11 @@ class Kbuild:
             "CCACHE_DIR": str(cache),
             "CCACHE_NOHASHDIR": "1",
         }
+        prefix = recipe.facts.prefix
         self._options = [
             f"ARCH={recipe.facts.arch}",
-            "CC=ccache gcc",
+            f"CROSS_COMPILE={prefix}",
+            f"CC=ccache {prefix}gcc",
             "HOSTCC=ccache gcc",
             f"KCFLAGS=-ffile-prefix-map={PLACE}=/usr/src/linux",
             f"LOCALVERSION=-{recipe.name}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import tomllib
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ __all__ = ["ARCHITECTURES", "ArchFacts", "Recipe", "default_recipe", "load_recip
 
 @dataclass(frozen=True, slots=True)
 class ArchFacts:
-    """One architecture: names of the kernel's own build, and of dpkg."""
+    """One architecture: names of the kernel's own build, of dpkg, and of its compiler.
+
+    `cross` is the prefix of compilers for it on other machines.
+    """
 
     arch: str
     srcarch: str
@@ -26,11 +30,24 @@ class ArchFacts:
     target: str
     deb: str
     machine: str
+    cross: str
+
+    @property
+    def prefix(self) -> str:
+        """`cross`, or nothing where the build machine is of this architecture itself."""
+        return "" if platform.machine() == self.machine else self.cross
 
 
 # `make help` of the kernel, and dpkg-architecture(1).
 ARCHITECTURES: dict[Architecture, ArchFacts] = {
-    "x86-64": ArchFacts("x86_64", "x86", "arch/x86/boot/bzImage", "bzImage", "amd64", "x86_64"),
+    "x86-64": ArchFacts(
+        *("x86_64", "x86", "arch/x86/boot/bzImage", "bzImage"),
+        *("amd64", "x86_64", "x86_64-linux-gnu-"),
+    ),
+    "arm64": ArchFacts(
+        *("arm64", "arm64", "arch/arm64/boot/Image", "Image"),
+        *("arm64", "aarch64", "aarch64-linux-gnu-"),
+    ),
 }
 
 

@@ -43,10 +43,17 @@ _HEADERS = {
 _VERSIONED = ("gcc", "ld", "pahole", "zstd", "depmod", "make")
 
 
-def require_toolchain() -> None:
-    """Raise UnsupportedError that names all that is missing, with the command that installs it."""
+def require_toolchain(prefix: str = "") -> None:
+    """Raise UnsupportedError that names all that is missing, with the command that installs it.
+
+    `prefix` is that of a compiler for another architecture ("aarch64-linux-gnu-").
+    """
     search = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-    missing = {p: d for p, d in PROGRAMS.items() if shutil.which(p, path=search) is None}
+    wanted = dict(PROGRAMS)
+    if prefix:
+        triplet = prefix.rstrip("-").replace("_", "-")
+        wanted |= {f"{prefix}gcc": f"gcc-{triplet}", f"{prefix}ld": f"binutils-{triplet}"}
+    missing = {p: d for p, d in wanted.items() if shutil.which(p, path=search) is None}
     if "gcc" not in missing:
         missing |= {h: d for h, d in _HEADERS.items() if not _has_header(h)}
     if missing:

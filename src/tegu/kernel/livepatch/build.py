@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from tegu.definition import load, shipped_definition
 from tegu.errors import BuildError, UnsupportedError, UsageError, VerifyError
 from tegu.files import write_atomic
-from tegu.kernel.build import built_sources, configured
+from tegu.kernel.build import built_sources, configured, read_signing_key
+from tegu.kernel.fragments import parse_config
 from tegu.kernel.kbuild import Kbuild
 from tegu.kernel.livepatch.compare import Change, compare
 from tegu.kernel.livepatch.elf import ElfObject
@@ -108,6 +109,8 @@ def build_livepatch(
         raise UsageError("no patch was named")
     files = [f for p in patches for f in files_of(p)]
     _same_kernel(recipe, target)
+    if sign_key is not None:
+        read_signing_key(sign_key)
     require_toolchain()
     package = find_source(
         load(shipped_definition()), recipe.package, store, version=recipe.version, offline=offline
@@ -195,8 +198,6 @@ def _same_kernel(recipe: Recipe, target: Target) -> None:
 
 
 def _same_config(tree: Path, target: Target) -> None:
-    from tegu.kernel.fragments import parse_config
-
     ours = parse_config((tree / ".config").read_text())
     # What signs modules decides about no code.
     differs = sorted(

@@ -334,18 +334,27 @@ def _key(
     for patch in recipe.patches:
         digest.update(patch.path.read_bytes())
     if sign_key is not None:
-        try:
-            pem = sign_key.read_bytes()
-        except OSError as e:
-            raise UsageError(f"cannot read the key {sign_key}: {e.strerror}") from e
-        if b"PRIVATE KEY-----" not in pem or b"-----BEGIN CERTIFICATE-----" not in pem:
-            raise DefinitionError(
-                f"{sign_key}: not a private key with its certificate",
-                hint="openssl req -new -x509 -newkey rsa:3072 -nodes -days 3650 -subj /CN=kernel "
-                "-keyout key.pem -out cert.pem && cat key.pem cert.pem > both.pem",
-            )
+        pem = read_signing_key(sign_key)
         digest.update(b"signed " + pem)
     return digest.hexdigest()
+
+
+def read_signing_key(path: Path) -> bytes:
+    """Return the PEM text of a private key with its certificate.
+
+    Raises UsageError when it cannot be read, DefinitionError when one of the two is missing.
+    """
+    try:
+        pem = path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"cannot read the key {path}: {e.strerror}") from e
+    if b"PRIVATE KEY-----" not in pem or b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise DefinitionError(
+            f"{path}: not a private key with its certificate",
+            hint="openssl req -new -x509 -newkey rsa:3072 -nodes -days 3650 -subj /CN=kernel "
+            "-keyout key.pem -out cert.pem && cat key.pem cert.pem > both.pem",
+        )
+    return pem
 
 
 def _read(tree: Path, *, cached: bool) -> Built:

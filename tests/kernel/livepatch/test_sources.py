@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tegu.errors import TeguError, UnsupportedError, UsageError
-from tegu.kernel.livepatch.layout import layouts
 from tegu.kernel.livepatch.module import kbuild_text, main_source
 from tegu.kernel.livepatch.sources import files_of, units
 
@@ -23,6 +22,9 @@ FILES = {
     "net/local.h": "int l;\n",
     "include/asm-generic/bits.h": "",
     "fs/d.c": "#include <asm/bits.h>\n",
+    "fs/all.c": '#include "part.c"\n',
+    "fs/part.c": "#include <linux/part.h>\n",
+    "include/linux/part.h": "",
 }
 
 
@@ -74,6 +76,11 @@ def test_a_header_concerns_all_who_read_it(tree: Path) -> None:
     assert units(["include/asm-generic/bits.h"], tree, FILES) == ["fs/d.c"]
 
 
+def test_a_source_that_is_part_of_another(tree: Path) -> None:
+    assert units(["fs/part.c"], tree, FILES) == ["fs/all.c"]
+    assert units(["include/linux/part.h"], tree, FILES) == ["fs/all.c"]
+
+
 def test_what_is_not_known_or_not_built(tree: Path) -> None:
     assert units(["fs/a.c"], tree, None) == ["fs/a.c"]
     with pytest.raises(UnsupportedError, match=r"fs/z\.c is not in this kernel"):
@@ -85,13 +92,6 @@ def test_what_is_not_known_or_not_built(tree: Path) -> None:
 def test_no_patch(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         files_of(tmp_path / "none")
-
-
-def test_layouts() -> None:
-    text = (
-        "struct a {\n\tint x; /* 0 4 */\n\n\t/* size: 4 */\n};\nunion b {\n\tstruct {\n\t} c;\n};\n"
-    )
-    assert list(layouts(text)) == ["a", "b"]
 
 
 def test_generated_sources_quote() -> None:

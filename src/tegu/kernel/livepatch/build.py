@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from tegu.errors import BuildError, UnsupportedError, UsageError, VerifyError
 from tegu.files import write_atomic
-from tegu.kernel.build import LOGS, built_sources, configured, fetched
+from tegu.kernel.build import LOGS, built_sources, configured, fetched, read_signing_key
+from tegu.kernel.fragments import parse_config
 from tegu.kernel.kbuild import Kbuild
 from tegu.kernel.livepatch.compare import Change, compare
 from tegu.kernel.livepatch.elf import ElfObject
@@ -107,6 +108,8 @@ def build_livepatch(
         raise UsageError("no patch was named")
     files = [f for p in patches for f in files_of(p)]
     _same_kernel(recipe, target)
+    if sign_key is not None:
+        read_signing_key(sign_key)
     require_toolchain()
     source = source_of(recipe, store, offline=offline)
     with store.shared(), store.scratch() as scratch:
@@ -192,8 +195,6 @@ def _same_kernel(recipe: Recipe, target: Target) -> None:
 
 
 def _same_config(tree: Path, target: Target) -> None:
-    from tegu.kernel.fragments import parse_config
-
     ours = parse_config((tree / ".config").read_text())
     # What signs modules decides about no code.
     differs = sorted(

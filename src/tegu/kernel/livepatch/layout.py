@@ -36,4 +36,4 @@ def layouts(text: str) -> dict[str, str]:
 
 def _pahole(path: Path) -> str:
     program = require("pahole", package="dwarves")
-    return run([program, "--show_private_classes", path], timeout=600, check=False).stdout
+    return run([program, path], timeout=600, check=False).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Collection
@@ -13,7 +14,7 @@ __all__ = ["files_of", "units"]
 
 _OLD = re.compile(r"^--- (\S+)", re.MULTILINE)
 _NEW = re.compile(r"^\+\+\+ (\S+)", re.MULTILINE)
-_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+_INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 _MOST = 64
 # The compiler reads them before every file (LINUXINCLUDE in the kernel's Makefile).
 _EVERYWHERE = {f"include/linux/{n}.h" for n in ("compiler-version", "compiler_types", "kconfig")}
@@ -55,35 +56,37 @@ def units(files: Collection[str], tree: Path, built: Collection[str] | None) -> 
     """Return the .c files to compile because `files` change, sorted.
 
     `built` has all files that the kernel's build read (None: unknown). For a header these are the
-    .c files that include it, directly or by others; UnsupportedError when that cannot be known or
-    they are very many.
+    .c files that include it, directly or by others, and so for a .c file that another includes;
+    UnsupportedError when that cannot be known or they are very many.
     """
-    result = {f for f in files if f.endswith(".c")}
     headers = [f for f in files if f.endswith(".h")]
-    if built is not None:
-        for name in sorted(result):
-            if name not in built:
-                raise UnsupportedError(
-                    f"{name} is not in this kernel: its configuration does not compile it"
-                )
-    if headers and built is None:
-        raise UnsupportedError(
-            f"the patch changes {headers[0]}, and what the kernel compiled with it is not known",
-            hint="build the kernel with `tegu kernel build` on this machine: the store then knows",
-        )
-    if headers and built is not None:
-        found = _including(headers, tree, built)
-        if len(found) > _MOST:
+    if built is None:
+        if headers:
             raise UnsupportedError(
-                f"{len(found)} source files read {', '.join(headers)}: too many to compare",
-                hint="change the functions in .c files instead",
+                f"the patch changes {headers[0]}, and what the kernel compiled with it is not "
+                "known",
+                hint="build the kernel with `tegu kernel build` on this machine: the store then "
+                "knows",
             )
-        result |= found
-    return sorted(result)
+        return sorted(files)
+    for name in sorted(files):
+        if name not in built:
+            raise UnsupportedError(
+                f"{name} is not in this kernel: its configuration does not compile it"
+            )
+    if _EVERYWHERE & set(headers):
+        raise UnsupportedError(f"all source files read {headers[0]}: too many to compare")
+    found = _including(files, tree, built)
+    if len(found) > _MOST:
+        raise UnsupportedError(
+            f"{len(found)} source files read {', '.join(sorted(files))}: too many to compare",
+            hint="change the functions in .c files instead",
+        )
+    return sorted(found)
 
 
-def _including(headers: Collection[str], tree: Path, built: Collection[str]) -> set[str]:
-    """Return the .c files of `built` that lead to a header, by the names in their #include lines.
+def _including(files: Collection[str], tree: Path, built: Collection[str]) -> set[str]:
+    """Return the .c files of `built` that are compiled because of `files`, by #include lines.
 
     An include that could mean several files is taken to mean all of them: a file too many costs a
     compilation, one too few would leave old code in the kernel.
@@ -92,33 +95,40 @@ def _including(headers: Collection[str], tree: Path, built: Collection[str]) -> 
     for name in built:
         path = tree / name
         if path.is_file():
-            for included in _INCLUDE.findall(path.read_text(errors="replace")):
-                users[included.rpartition("/")[2]].add(name)
-    found: set[str] = set()
-    todo = list(headers)
-    if _EVERYWHERE & set(headers):
-        return {f for f in built if f.endswith(".c")}
+            for _, included in _INCLUDE.findall(path.read_text(errors="replace")):
+                users[posixpath.basename(included)].add(name)
+    found = set(files)
+    todo = list(files)
+    parts: set[str] = set()
     while todo:
         name = todo.pop()
-        tail = name.rpartition("/")[2]
-        for user in users.get(tail, ()):
+        for user in users.get(posixpath.basename(name), ()):
+            if user == name or not _may_mean(user, name, tree):
+                continue
             if user in _EVERYWHERE:
                 return {f for f in built if f.endswith(".c")}
-            if user not in found and _may_mean(user, name, tree):
+            if name.endswith(".c"):
+                parts.add(name)  # compiled as a part of its user, not by itself
+            if user not in found:
                 found.add(user)
                 todo.append(user)
-    return {f for f in found if f.endswith(".c")}
+    return {f for f in found - parts if f.endswith(".c")}
 
 
 def _may_mean(user: str, header: str, tree: Path) -> bool:
     text = (tree / user).read_text(errors="replace")
-    # "../x.h" and the like may be any file of that name; what has directories must end with them.
     # Kbuild makes asm/x.h for asm-generic/x.h where the architecture has none of its own.
     spelled = header.replace("/asm-generic/", "/asm/")
-    return any(
-        f"/{header}".endswith(f"/{included}")
-        or f"/{spelled}".endswith(f"/{included}")
-        or "." in included.split("/")[0]
-        for included in _INCLUDE.findall(text)
-        if included.rpartition("/")[2] == header.rpartition("/")[2]
-    )
+    for quote, included in _INCLUDE.findall(text):
+        if posixpath.basename(included) != posixpath.basename(header):
+            continue
+        beside = posixpath.normpath(posixpath.join(posixpath.dirname(user), included))
+        if quote == '"' and (tree / beside).is_file():
+            # The compiler looks beside the file first.
+            if beside == header:
+                return True
+        elif included.startswith("../") or any(
+            f"/{name}".endswith(f"/{included}") for name in (header, spelled)
+        ):
+            return True
+    return False

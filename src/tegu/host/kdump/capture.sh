@@ -9,12 +9,13 @@
 set -f
 PATH=/bin
 export PATH HOME=/root
+run=/run core=/proc/vmcore console=/dev/console
 loaded=' ' once=''
 
 say() {
 	read -r up _ </proc/uptime
-	echo "tegu-kdump: [$up] $1" >/dev/console
-	echo "[$up] $1" >>/run/capture.log
+	echo "tegu-kdump: [$up] $1" >"$console"
+	echo "[$up] $1" >>"$run/capture.log"
 }
 
 load() {
@@ -49,19 +50,19 @@ size_of() {
 # --- the log ---------------------------------------------------------------------------------------
 
 read_log() {
-	makedumpfile --dump-dmesg /proc/vmcore /run/dmesg.txt >/run/tool.log 2>&1 ||
-		say "makedumpfile cannot read the log: $(tail -n 1 /run/tool.log)"
-	[ -s /run/dmesg.txt ] && say "log read: $(size_of /run/dmesg.txt) bytes"
+	makedumpfile --dump-dmesg "$core" "$run/dmesg.txt" >"$run/tool.log" 2>&1 ||
+		say "makedumpfile cannot read the log: $(tail -n 1 "$run/tool.log")"
+	[ -s "$run/dmesg.txt" ] && say "log read: $(size_of "$run/dmesg.txt") bytes"
 }
 
 # Writes $1 over a file that has its blocks already: on a full disk nothing else can be written.
 over() {
-	if dd if="$1" of="$2" bs=64k conv=notrunc,fsync 2>/run/tool.log; then
+	if dd if="$1" of="$2" bs=64k conv=notrunc,fsync 2>"$run/tool.log"; then
 		truncate -s "$(size_of "$1")" "$2"
 	else
 		# The end tells more than the beginning.
 		room=$(size_of "$2")
-		tail -c "$room" "$1" | dd of="$2" bs=64k conv=notrunc,fsync 2>/run/tool.log
+		tail -c "$room" "$1" | dd of="$2" bs=64k conv=notrunc,fsync 2>"$run/tool.log"
 	fi
 }
 
@@ -69,22 +70,28 @@ over() {
 
 # What the last program complained of, in one line.
 complaint() {
-	grep -iE 'no space|too large|error|fail|can.t' /run/tool.log | head -n 1
+	grep -iE 'no space|too large|error|fail|can.t' "$run/tool.log" | head -n 1
+}
+
+# From here on this process writes no file larger than the bound: write(2) then fails with EFBIG.
+limited() {
+	trap '' XFSZ
+	ulimit -f "$blocks"
 }
 
 dump_to() {
 	(
-		ulimit -f "$blocks"
+		limited
 		# shellcheck disable=SC2086
-		makedumpfile $compression -d "$level" --message-level 4 /proc/vmcore "$1" >/run/tool.log 2>&1
+		makedumpfile $compression -d "$level" --message-level 4 "$core" "$1" >"$run/tool.log" 2>&1
 	)
 }
 
 oldest_core() {
 	set +f
-	for core in "$dir"/*/vmcore; do
+	for old in "$dir"/*/vmcore; do
 		set -f
-		[ -f "$core" ] && echo "$core"
+		[ -f "$old" ] && echo "$old"
 		return
 	done
 }
@@ -93,23 +100,22 @@ save_memory() {
 	until dump_to "$incoming/vmcore.partial"; do
 		why=$(complaint)
 		rm -f "$incoming/vmcore.partial"
-		case $why in
-		*[Nn]o\ space*)
+		if grep -qi 'no space' "$run/tool.log"; then
 			# An older dump's memory goes, its log stays.
 			old=$(oldest_core)
-			[ -n "$old" ] || { say "no space for the memory: only the log is kept"; return 1; }
+			[ -n "$old" ] || { say 'no space for the memory: only the log is kept'; return 1; }
 			say "no space: removing $old"
 			rm -f "$old"
-			;;
-		*[Tt]oo\ large*) say "the memory is larger than max_size: only the log is kept"; return 1 ;;
-		*)
+		elif grep -qi 'too large' "$run/tool.log"; then
+			say 'the memory is larger than max_size: only the log is kept'
+			return 1
+		else
 			say "makedumpfile failed ($why); copying all memory instead"
-			(ulimit -f "$blocks"; dd if=/proc/vmcore of="$incoming/vmcore.partial" bs=1M 2>/run/tool.log) && break
-			say "copying failed: $(tail -n 1 /run/tool.log)"
+			(limited; dd if="$core" of="$incoming/vmcore.partial" bs=1M 2>"$run/tool.log") && break
+			say "copying failed: $(tail -n 1 "$run/tool.log")"
 			rm -f "$incoming/vmcore.partial"
 			return 1
-			;;
-		esac
+		fi
 	done
 	sync && mv "$incoming/vmcore.partial" "$incoming/vmcore" &&
 		say "memory saved: $(size_of "$incoming/vmcore") bytes"
@@ -131,12 +137,13 @@ to_disk() {
 	incoming=$dir/.incoming
 	mkdir -p "$incoming"
 	say "log goes to $disk, $path"
-	over /run/dmesg.txt "$incoming/dmesg.txt"
+	over "$run/dmesg.txt" "$incoming/dmesg.txt"
 	sync
 	say 'log saved'
 	save_memory
-	over /run/capture.log "$incoming/capture.log"
+	over "$run/capture.log" "$incoming/capture.log"
 	name=$(date -u +%Y-%m-%dT%H-%M-%SZ)
+	[ -e "$dir/$name" ] && name=$name-2
 	mv "$incoming" "$dir/$name" || say 'cannot rename; it stays in .incoming'
 }
 
@@ -186,21 +193,21 @@ to_ssh() {
 	name=$host_name-$(date -u +%Y-%m-%dT%H-%M-%SZ)
 	part="$path/.$name.partial"
 	tries=0
-	until remote "umask 077; mkdir -p '$part' && cat >'$part/dmesg.txt'" </run/dmesg.txt 2>/run/tool.log; do
+	until remote "umask 077; mkdir -p '$part' && cat >'$part/dmesg.txt'" <"$run/dmesg.txt" 2>"$run/tool.log"; do
 		tries=$((tries + 1))
-		[ $tries -lt 5 ] || { say "ssh to $peer failed: $(tail -n 1 /run/tool.log)"; return 1; }
+		[ $tries -lt 5 ] || { say "ssh to $peer failed: $(tail -n 1 "$run/tool.log")"; return 1; }
 		sleep 2
 	done
 	say "log sent to $peer"
 	set -o pipefail
 	# shellcheck disable=SC2086
-	if makedumpfile -F $compression -d "$level" --message-level 4 /proc/vmcore 2>/run/tool.log |
+	if makedumpfile -F $compression -d "$level" --message-level 4 "$core" 2>"$run/tool.log" |
 		remote "head -c $limit >'$part/vmcore.flat.partial' && mv '$part/vmcore.flat.partial' '$part/vmcore.flat'"; then
 		say 'memory sent'
 	else
 		say "the memory could not be sent: $(complaint)"
 	fi
-	remote "cat >'$part/capture.log' && sync && mv '$part' '$path/$name'" </run/capture.log ||
+	remote "cat >'$part/capture.log' && sync && mv '$part' '$path/$name'" <"$run/capture.log" ||
 		say "cannot name the dump: it stays in .$name.partial"
 }
 
@@ -212,23 +219,26 @@ put() {
 
 dump_to_pipe() {
 	# shellcheck disable=SC2086
-	makedumpfile -F $compression -d "$level" --message-level 4 /proc/vmcore 2>/run/tool.log
+	makedumpfile -F $compression -d "$level" --message-level 4 "$core" 2>"$run/tool.log"
 }
 
 to_http() {
 	network || return 1
 	name=$host_name-$(date -u +%Y-%m-%dT%H-%M-%SZ)
-	core=$url
-	[ -n "$log_url" ] || { log_url="${url}$name/dmesg.txt" core="${url}$name/vmcore.flat"; }
-	put -T /run/dmesg.txt "$log_url" >/run/tool.log 2>&1 ||
-		{ say "the log could not be sent: $(tail -n 1 /run/tool.log)"; return 1; }
+	core_url=$url
+	[ -n "$log_url" ] || { log_url="${url}$name/dmesg.txt" core_url="${url}$name/vmcore.flat"; }
+	put -T "$run/dmesg.txt" "$log_url" >"$run/tool.log" 2>&1 ||
+		{ say "the log could not be sent: $(tail -n 1 "$run/tool.log")"; return 1; }
 	say "log sent to $host"
 	set -o pipefail
 	bytes=$(dump_to_pipe | wc -c) || { say "makedumpfile failed: $(complaint)"; return 1; }
 	[ "$bytes" -le "$limit" ] || { say 'the memory is larger than max_size: only the log is kept'; return 1; }
-	dump_to_pipe | put -H 'Transfer-Encoding:' -H "Content-Length: $bytes" --upload-file - "$core" >/run/curl.log 2>&1 &&
-		say "memory sent: $bytes bytes" || say "the memory could not be sent: $(tail -n 1 /run/curl.log)"
+	dump_to_pipe | put -H 'Transfer-Encoding:' -H "Content-Length: $bytes" --upload-file - "$core_url" >"$run/curl.log" 2>&1 &&
+		say "memory sent: $bytes bytes" || say "the memory could not be sent: $(tail -n 1 "$run/curl.log")"
 }
+
+# What is above can be tried out by sourcing it; the rest is for the first process.
+[ $$ = 1 ] || return 0
 
 mount -t proc -o nosuid,noexec,nodev proc /proc
 mount -t sysfs -o nosuid,noexec,nodev sysfs /sys
@@ -239,13 +249,13 @@ mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run
 say "capture kernel up; $(grep -E '^MemAvailable' /proc/meminfo | tr -s ' ')"
 (
 	sleep "$timeout"
-	echo "tegu-kdump: not done after $timeout s" >/dev/console
+	echo "tegu-kdump: not done after $timeout s" >"$console"
 	echo b >/proc/sysrq-trigger
 ) &
 once=$acpi_devices
 load_always
-[ -e /proc/vmcore ] || { say 'there is no /proc/vmcore: this kernel was not started by a crash'; finish; }
+[ -e "$core" ] || { say 'there is no /proc/vmcore: this kernel was not started by a crash'; finish; }
 read_log
-[ -s /run/dmesg.txt ] || echo 'the log could not be read' >/run/dmesg.txt
+[ -s "$run/dmesg.txt" ] || echo 'the log could not be read' >"$run/dmesg.txt"
 "to_$kind" || say 'not everything could be saved'
 finish

@@ -99,13 +99,13 @@ def rescue(directory: Path) -> Dump | None:
         data = log.read_bytes().rstrip(b"\0")
     except FileNotFoundError:
         return None
+    when = datetime.fromtimestamp(log.stat().st_mtime, UTC)
     log.write_bytes(data)
     capture = incoming / "capture.log"
     with suppress(FileNotFoundError):
         capture.write_bytes(capture.read_bytes().rstrip(b"\0"))
     for path in incoming.glob("*.partial"):
         path.unlink()
-    when = datetime.fromtimestamp(log.stat().st_mtime, UTC)
     name = when.strftime("%Y-%m-%dT%H-%M-%SZ")
     while (directory / name).exists():
         name += "-2"

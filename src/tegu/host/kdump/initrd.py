@@ -26,7 +26,8 @@ __all__ = ["CaptureInitrd", "build_capture_initrd", "capture_conf"]
 # Before /proc is mounted busybox's shell finds its own commands by path only.
 _APPLETS = ("sh", "mount", "mkdir", "insmod")
 _DIRECTORIES = ("dev", "proc", "sys", "run", "target", "root", "etc", "lib/tegu/modules", "tmp")
-_COMPRESSION = {"zstd": "-z", "zlib": "-c", "lzo": "-l", "snappy": "-p", "none": ""}
+# Without compression an ELF core is written, which every reader knows.
+_COMPRESSION = {"zstd": "-z", "zlib": "-c", "lzo": "-l", "snappy": "-p", "none": "-E"}
 _MOUNT = {"ext4": "rw,data=ordered", "xfs": "rw", "btrfs": "rw"}
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 

@@ -85,7 +85,9 @@ def find_place(directory: Path, mountinfo: str | None = None) -> DiskPlace:
     if not re.fullmatch(r"[0-9A-Fa-f-]{4,64}", uuid):
         raise TeguError(f"cannot find out the UUID of the file system on {device}")
     inside = os.path.relpath(directory.resolve(), mount.point)
-    return DiskPlace(uuid, mount.fstype, device, os.path.normpath(f"{mount.root}/{inside}"))
+    return DiskPlace(
+        uuid, mount.fstype, device, os.path.normpath(f"{mount.root.rstrip('/')}/{inside}")
+    )
 
 
 def _mount_of(path: str, mounts: list[Mount]) -> Mount:

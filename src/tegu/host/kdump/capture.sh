@@ -98,9 +98,11 @@ oldest_core() {
 
 save_memory() {
 	until dump_to "$incoming/vmcore.partial"; do
-		why=$(complaint)
+		why="exit code $?: $(complaint)"
+		# Not what the program says: on a disk without a free block makedumpfile says nothing.
+		free=$(stat -f -c %f "$incoming")
 		rm -f "$incoming/vmcore.partial"
-		if grep -qi 'no space' "$run/tool.log"; then
+		if [ "$free" -lt 256 ]; then
 			# An older dump's memory goes, its log stays.
 			old=$(oldest_core)
 			[ -n "$old" ] || { say 'no space for the memory: only the log is kept'; return 1; }

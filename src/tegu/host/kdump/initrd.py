@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,11 +16,12 @@ from tegu.boot import (
     load_script,
     static_program,
 )
-from tegu.errors import TeguError
+from tegu.errors import TeguError, UnsupportedError
 from tegu.host.kdump.config import Settings
 from tegu.host.kdump.network import Route
 from tegu.host.kdump.place import DiskPlace
 from tegu.host.kdump.programs import add_program
+from tegu.process import run
 
 __all__ = ["CaptureInitrd", "build_capture_initrd", "capture_conf"]
 
@@ -115,6 +117,7 @@ def build_capture_initrd(
     for module in closure:
         archive.file(f"lib/tegu/modules/{module.name}.ko", tree.read(module))
     add_program(archive, "makedumpfile", package="makedumpfile")
+    check_compression(settings.compression, run(["makedumpfile", "-v"], check=False).stdout)
     if settings.target.kind == "ssh":
         _add_ssh(archive, settings)
     elif settings.target.kind == "http":
@@ -123,6 +126,15 @@ def build_capture_initrd(
             archive.file(str(_CERTIFICATES).lstrip("/"), _read(_CERTIFICATES, "ca-certificates"))
     packed = archive.pack()
     return CaptureInitrd(compress(packed), len(packed))
+
+
+def check_compression(name: str, version: str) -> None:
+    """Refuse a compression that this makedumpfile was built without (the text of `-v` says it)."""
+    if re.search(rf"^{name}\s+disabled", version, re.MULTILINE):
+        raise UnsupportedError(
+            f"this makedumpfile was built without {name}",
+            hint="set another compression in /etc/tegu/kdump.toml",
+        )
 
 
 def _add_ssh(archive: Archive, settings: Settings) -> None:

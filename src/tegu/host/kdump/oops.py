@@ -36,7 +36,8 @@ TAINTS = {
     "J": "fwctl used",
 }
 
-_STAMP = re.compile(r"^(?:<\d+>)?\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? ?")
+# makedumpfile and kernels with CONFIG_PRINTK_CALLER name the task or CPU that printed a line.
+_STAMP = re.compile(r"^(?:<\d+>)?\[ *(\d+\.\d+)\](?: ?\[ *[TC]\d+\])? ?")
 # Most telling first: what the kernel noticed stands before what it did about it.
 _CAUSES = (
     re.compile(r"(sysrq: Trigger a crash)"),
@@ -54,7 +55,8 @@ _TASK = re.compile(
     r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{1,15}?)"
     r" (?:Kdump: loaded )?(?P<taint>Not tainted|Tainted: .+?) (?P<kernel>\d+\.\d+\S*)(?: |$)"
 )
-_RIP = re.compile(r"^(?:RIP: [0-9a-f]{4}:|pc : )(\S+?)(?:\s|$)")
+# User space's own RIP, at the end of a system call's trace, is a bare number.
+_RIP = re.compile(r"^(?:RIP: [0-9a-f]{4}:|pc : )([A-Za-z_][^\s/]*)")
 _FRAME = re.compile(
     r"^ (?P<guess>\? )?(?:<[A-Z]+> )?(?P<function>[A-Za-z_.$][\w.$]*)"
     r"\+(?P<offset>0x[0-9a-f]+)/(?P<size>0x[0-9a-f]+)(?: \[(?P<module>[\w-]+)[^\]]*\])?"
@@ -181,10 +183,7 @@ def _letters(taint: str) -> str:
 
 
 def _where(block: list[str]) -> str | None:
-    found = next((m[1] for m in map(_RIP.match, block) if m), None)
-    if found is None or not re.match(r"[A-Za-z_]", found):
-        return None
-    return found.partition("/")[0]
+    return next((m[1] for m in map(_RIP.match, block) if m), None)
 
 
 def _trace(block: list[str]) -> tuple[Frame, ...]:

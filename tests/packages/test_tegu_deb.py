@@ -167,3 +167,13 @@ def test_the_manual_page_is_well_formed(tree: Path) -> None:
     )
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+def test_the_oci_runtime_starts_from_the_package(tree: Path) -> None:
+    command = [sys.executable, "-I", "-S"]
+    script = tree / "usr/lib/python3/dist-packages/tegu/oci/__main__.py"
+    done = subprocess.run([*command, script, "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith(f"tegu-oci version {tegu.__version__}\n"), done.stderr
+    entry = tree / "usr/bin/tegu-oci"
+    assert entry.read_text().startswith("#!/usr/bin/python3 -IS\n")
+    assert entry.stat().st_mode & 0o777 == 0o755

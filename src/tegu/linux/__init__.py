@@ -7,8 +7,7 @@ modules (`tegu.linux.libc`, `.clone` ...) and must stay small.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as type checkers know it; the typing module takes long to load
 if TYPE_CHECKING:
     from tegu.linux.mounts import bind, mount, overlay, pivot, unmount
     from tegu.linux.namespaces import IdMap, id_map, run_isolated, write_id_maps

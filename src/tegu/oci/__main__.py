@@ -5,7 +5,7 @@ import sys
 
 if __name__ == "__main__":
     here = os.path.dirname(os.path.abspath(__file__))
-    sys.path.insert(0, os.path.dirname(os.path.dirname(here)))
+    sys.path.append(os.path.dirname(os.path.dirname(here)))
     from tegu.oci.entry import main
 
     sys.exit(main())

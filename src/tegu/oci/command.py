@@ -352,7 +352,7 @@ def _update(call: Call) -> int:
 
     resources: dict[str, Any] = {}
     if file := call.last("--resources"):
-        resources = read_json("/dev/stdin" if file == "-" else file)
+        resources = read_json(0 if file == "-" else file)
     else:
         for option, (group, field) in _LIMITS.items():
             if text := call.last(option):

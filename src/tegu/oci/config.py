@@ -60,8 +60,8 @@ class Config:
         return found
 
 
-def read_json(path: str) -> Any:
-    """Return what the JSON file at `path` says. Raises ConfigError."""
+def read_json(path: str | int) -> Any:
+    """Return what the JSON file at `path` (or descriptor) says. Raises ConfigError."""
     try:
         with open(path, "rb") as f:
             data = f.read(_MOST + 1)

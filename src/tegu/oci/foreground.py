@@ -47,7 +47,7 @@ def run(container: Container, request: Request, *, detach: bool, keep: bool) -> 
             start(container, request.warn)
             code = _wait(pid, outer)
     finally:
-        if not keep:
+        if not keep and os.path.isdir(container.directory):  # unless others deleted it
             destroy(container, request.warn, force=True)
     return code
 

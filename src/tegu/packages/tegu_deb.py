@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_tegu_deb", "host_files", "host_half", "release_time"]
 
-ROOMS = ("boot", "host", "linux", "probe", "sandbox", "store")
+ROOMS = ("boot", "host", "linux", "oci", "probe", "sandbox", "store")
 MODULES = (
     "__init__.py",
     "__main__.py",
@@ -55,6 +55,16 @@ _ENTRY = """#!/usr/bin/python3 -I
 import sys
 
 from tegu.cli import main
+
+sys.exit(main())
+"""
+# Without the site module, which takes as long to load as what is needed.
+_OCI_ENTRY = """#!/usr/bin/python3 -IS
+import sys
+
+sys.path.append("/usr/lib/python3/dist-packages")
+
+from tegu.oci.entry import main
 
 sys.exit(main())
 """
@@ -149,6 +159,7 @@ def _entries(timestamp: int) -> Iterator[DebEntry]:
         script = content.startswith(b"#!")
         yield DebEntry(f"{_LIBRARY}/{name}", content, mode=0o755 if script else 0o644)
     yield DebEntry("/usr/bin/tegu", _ENTRY.encode(), mode=0o755)
+    yield DebEntry("/usr/bin/tegu-oci", _OCI_ENTRY.encode(), mode=0o755)
     files = _source() / "host" / "files"
     for path in sorted(files.rglob("*")):
         target = f"/{path.relative_to(files)}"
@@ -164,6 +175,7 @@ def _entries(timestamp: int) -> Iterator[DebEntry]:
     yield DebEntry("/usr/share/lintian/overrides/tegu", _OVERRIDES.encode())
     manual = _MANUAL.replace("@VERSION@", tegu.__version__).replace("@DATE@", f"{day:%Y-%m-%d}")
     yield DebEntry("/usr/share/man/man1/tegu.1.gz", _gz(manual))
+    yield DebEntry("/usr/share/man/man1/tegu-oci.1.gz", target="tegu.1.gz")
 
 
 def _gz(text: str) -> bytes:
@@ -271,7 +283,7 @@ tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/boot/
 
 _MANUAL = r""".TH TEGU 1 "@DATE@" "Tegu @VERSION@" "User Commands"
 .SH NAME
-tegu \- look after a machine that runs a Tegu system
+tegu, tegu\-oci \- look after a machine that runs a Tegu system
 .SH SYNOPSIS
 .B tegu
 .RB [ \-v ]
@@ -280,6 +292,10 @@ tegu \- look after a machine that runs a Tegu system
 .br
 .B tegu
 .RB [ \-h | \-V ]
+.br
+.B tegu\-oci
+.I COMMAND
+.RI [ ARGUMENT ...]
 .SH DESCRIPTION
 Tegu builds, boots and tests cloud operating systems. Inside a machine made by it only
 the host half is installed;
@@ -289,6 +305,13 @@ lists the verbs that are there, and
 .I VERB
 .B \-\-help
 explains one of them.
+.PP
+.B tegu\-oci
+is an OCI runtime for
+.BR podman (1)
+and containerd;
+.B tegu\-oci \-\-help
+lists its commands.
 .SH OPTIONS
 .TP
 .BR \-v ", " \-\-verbose

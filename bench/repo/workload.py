@@ -19,6 +19,7 @@ __all__ = ["real_packages", "small_debs", "small_rpms"]
 
 _KEPT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tegu-bench" / "repo"
 _LARGEST = 20 << 20
+_KINDS = ("all", "amd64")
 _EPOCH = 1767225600  # seconds: 2026-01-01
 
 
@@ -43,6 +44,9 @@ def real_packages(count: int) -> list[Path]:
             with open_deb(path) as deb:
                 fields = deb.fields
         except TeguError:
+            continue
+        # reprepro refuses packages without these; tests leave some in the store.
+        if not {"Section", "Priority"} <= fields.keys() or fields["Architecture"] not in _KINDS:
             continue
         # One version of each: reprepro keeps no more.
         name = (fields["Package"], fields["Architecture"])

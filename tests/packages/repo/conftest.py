@@ -54,7 +54,7 @@ def deb(tmp_path: Path) -> MakeDeb:
             "Description": f"the package {name}\n It says {text}.",
         }
         content = [DebEntry(f"/usr/share/{name}/text", f"{text}\n".encode())]
-        return write_deb(path, control, content, timestamp=_EPOCH)
+        return write_deb(path, control, content, timestamp=_EPOCH, compression="gz")
 
     return make
 

@@ -145,6 +145,7 @@ def _read(path: Path, copy: Path, sha256: str, size: int) -> Item:
         return read_deb(copy, sha256, size)
     except TeguError as e:
         e.message = e.message.replace(str(copy), str(path))
+        e.args = (e.message,)
         raise
 
 

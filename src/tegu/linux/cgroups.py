@@ -25,6 +25,7 @@ _ASIDE = "tegu-keeper"
 _PERIOD = 100_000  # microseconds, the default of cpu.max
 _PATIENCE = 5.0
 """Seconds that removing all groups of a supervisor waits for killed processes, in all."""
+_MOST_SPARE = 64
 _V2_CONTROLLERS = ("cpu", "memory", "pids")
 
 
@@ -59,6 +60,8 @@ class Group:
     name: str
     directories: dict[str, Path]
     fd: int | None = None
+    spare: list[Path] | None = None
+    """Where an empty version 1 group of processes goes, to be used again."""
 
     def attach(self, pid: int) -> None:
         """Move a process in (version 1; a clone starts in the version 2 group already)."""
@@ -116,6 +119,8 @@ class Group:
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
+        if self.spare is not None and len(self.spare) < _MOST_SPARE and "pids" in self.directories:
+            self.spare.append(self.directories.pop("pids"))
         for controller, directory in list(self.directories.items()):
             if _try_remove(directory):
                 del self.directories[controller]
@@ -130,6 +135,10 @@ class Groups:
     versions: dict[str, int] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     lock: list[int] = field(default_factory=list)
+    spare: dict[int, list[Path]] = field(default_factory=dict)
+    """Version 1 groups by how many processes they allow: making one and removing it takes longer
+    than all else that the supervisor does for a box."""
+    made: int = 0
 
     @classmethod
     def find(cls, owner: int | None = None) -> Groups:
@@ -227,6 +236,9 @@ class Groups:
                 base = self.bases.get(controller)
                 if base is None or (value is None and self.versions[controller] == 1):
                     continue  # each version 1 controller costs milliseconds: only when limited
+                if controller == "pids" and value is not None and self.versions["pids"] == 1:
+                    self._counted(group, int(value))
+                    continue
                 directory = base / name
                 directory.mkdir(exist_ok=True)
                 group.directories[controller] = directory
@@ -243,6 +255,18 @@ class Groups:
             group.remove()
             raise
         return group
+
+    def _counted(self, group: Group, pids: int) -> None:
+        """Give `group` a version 1 group of processes: one that was used before, or a new one."""
+        group.spare = self.spare.setdefault(pids, [])
+        if group.spare:
+            group.directories["pids"] = group.spare.pop()
+            return
+        self.made += 1
+        directory = self.bases["pids"] / f"pids-{pids}-{self.made}"
+        directory.mkdir()
+        group.directories["pids"] = directory
+        self._limit(directory, "pids", pids)
 
     def _limit(self, directory: Path, controller: str, value: float) -> None:
         if self.versions[controller] == 2:

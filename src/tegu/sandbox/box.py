@@ -294,6 +294,7 @@ class Box:
                 if pending is not None and not (pending.timed_out and self._once):
                     pending.finish(_outcome(pending, status, user, system, rss, self._starved()))
                     if self._once:
+                        self._loop.remove_reader(self._link)  # there is nothing more to hear
                         self.kill()
             elif words[0] == "done":
                 kept = self._answer(int(words[1]), fds)
@@ -380,10 +381,12 @@ class Box:
             os.close(self._pidfd)
             self._pidfd = -1
         starved = self._starved()
+        if starved and self.error is None:
+            self.error = SandboxError(f"box {self.name} has ended: it reached its memory limit")
         self.state = "dead"
         program, self._program = self._program, None
         if program is not None:
-            if self.error is not None and not program.timed_out:
+            if self.error is not None and not program.timed_out and not starved:
                 program.finish(self.error)
             elif usage is not None:
                 rss = usage.ru_maxrss
@@ -392,7 +395,8 @@ class Box:
                 )
         waiting, self._pending = self._pending, {}
         for pending in waiting.values():
-            if pending.timed_out:
+            # A version 2 group that starves is killed whole, its first process too.
+            if pending.timed_out or (starved and pending.program):
                 # What the box's processes used is known only where the box was the program's own.
                 times = (0.0, 0.0, 0)
                 if self._once and usage is not None:

@@ -40,6 +40,7 @@ __all__ = [
     "setns",
     "syncfs",
     "syscall",
+    "trim_memory",
     "umount2",
     "unshare",
 ]
@@ -187,6 +188,13 @@ def syscall(name: str, *args: object, what: str = "") -> int:
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2); both may be "." (the manual page's section on it explains why)."""
     syscall("pivot_root", new_root.encode(), put_old.encode(), what=new_root)
+
+
+def trim_memory() -> None:
+    """malloc_trim(3): give memory that is free back to the kernel, where libc can."""
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def setns(fd: int, kind: int) -> None:

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import tegu
@@ -20,7 +21,7 @@ from tegu.errors import TeguError, UnsupportedError
 from tegu.files import write_atomic
 from tegu.process import require, run
 
-__all__ = ["OBJECTS", "compile_objects", "main", "sources_digest", "up_to_date"]
+__all__ = ["OBJECTS", "compile_objects", "compile_one", "main", "sources_digest", "up_to_date"]
 
 OBJECTS = Path(tegu.__file__).parent / "probe" / "bpf"
 _NOTE = "objects.json"
@@ -54,19 +55,26 @@ def compile_objects(directory: Path = OBJECTS) -> list[Path]:
     """Compile what is not up to date and return all objects; raises TeguError."""
     sources = sorted(directory.glob("*.bpf.c"))
     if not up_to_date(directory):
-        compiler, version = _compiler()
+        _, version = _compiler()
         digest = sources_digest(directory)
         with tempfile.TemporaryDirectory(prefix="tegu-bpf-") as scratch:
             made = {s: Path(scratch) / _object(s).name for s in sources}
             for source, target in made.items():
-                argv = (compiler, *_FLAGS, f"-ffile-prefix-map={directory}=.", "-c")
-                run((*argv, source.name, "-o", target), cwd=directory)
+                compile_one(source, target, directory)
             for source, target in made.items():
                 write_atomic(_object(source), target.read_bytes())
         write_atomic(directory / _NOTE, json.dumps({"sources": digest, "compiler": version}) + "\n")
     return [_object(s) for s in sources]
 
 
+def compile_one(source: Path, target: Path, headers: Path) -> None:
+    """Compile `source`, which may include what is in `headers`; raises TeguError."""
+    compiler, _ = _compiler()
+    argv = (compiler, *_FLAGS, f"-ffile-prefix-map={source.parent}=.", f"-I{headers}", "-c")
+    run((*argv, source.name, "-o", target), cwd=source.parent)
+
+
+@cache
 def _compiler() -> tuple[str, str]:
     for name in _TRIES:
         try:

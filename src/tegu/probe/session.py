@@ -9,8 +9,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from tegu.errors import UnsupportedError
+from tegu.linux import libc
 from tegu.linux.libbpf import BpfMap, BpfObject, KernelTypes, RingBuffer
 from tegu.probe.groups import CgroupNames, Selection
 from tegu.probe.objects import object_data
@@ -21,6 +23,8 @@ from tegu.probe.tool import CONFIG, Names, Settings, Tool
 __all__ = ["Session", "availability", "watch"]
 
 _POLL_SECONDS = 0.1
+_NICE = -10
+"""Of the reader: it does little, and on an overloaded machine it must not wait for its turn."""
 
 
 class Session:
@@ -77,6 +81,7 @@ class Session:
         self.programs = [p for p in self.object.programs() if p not in left_out]
         self._ring = RingBuffer(self.object.map("events"), self._pending.append)
         tool.attach(self)
+        libc.trim_memory()  # the kernel's types, read twice by now
 
     def __enter__(self) -> Session:
         return self
@@ -101,10 +106,9 @@ class Session:
         return sum(struct.unpack("<Q", v)[0] for v in values)
 
     def events(self) -> Iterator[Record]:
-        """Take what is in the ring buffer."""
+        """Take what is in the ring buffer; it is emptied again before each event is named."""
         assert self._ring is not None
-        self._ring.consume()
-        while self._pending:
+        while self._ring.consume() or self._pending:
             yield {
                 "type": "event",
                 "tool": self.tool.name,
@@ -117,7 +121,7 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
 
     It ends after `settings.seconds`, or soon after `stop` is set. Raises UnsupportedError.
     """
-    with Session(tool, settings) as session:
+    with _ahead(), Session(tool, settings) as session:
         yield {
             "type": "header",
             "tegu_probe": FORMAT,
@@ -132,6 +136,9 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
         }
         # The kernel's stamps are of CLOCK_MONOTONIC; a reader wants the time of day.
         offset = time.time() - time.monotonic()
+        if not tool.instant:
+            # Reading the kernel's symbols takes a moment, in which events must not be lost.
+            threading.Thread(target=session.names.symbols.prepare, daemon=True).start()
         began = time.monotonic()
         while not stop.is_set():
             left = _POLL_SECONDS
@@ -152,6 +159,19 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
         lost = session.lost()
         yield {"type": "summary", "tool": tool.name, **summary}
         yield {"type": "end", "seconds": round(seconds, 3), "lost": lost}
+
+
+@contextmanager
+def _ahead() -> Iterator[None]:
+    """Let this process go before others, where it may."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, min(before, _NICE))
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def _stamped(event: Record, offset: float) -> Record:

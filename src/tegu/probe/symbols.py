@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -17,35 +18,58 @@ _OURS = ("bpf_prog_", "bpf_trace_run", "bpf_trampoline_", "__bpf_trace", "__trac
 
 
 class KernelSymbols:
-    """The kernel's functions; read when first asked for (some 200,000 lines)."""
+    """The kernel's functions; read when first asked for (some 200,000 lines, kept in few bytes)."""
 
     def __init__(self, path: Path = Path("/proc/kallsyms")) -> None:
         self._path = path
-        self._addresses: array[int] | None = None
-        self._names: list[str] = []
+        self._loaded = False
+        self._lock = threading.Lock()
+        self._addresses = array("Q")
+        self._places = array("I")
+        self._names = b""
 
     def name(self, address: int) -> str:
         """Return `function` or `function [module]`."""
-        if self._addresses is None:
-            self._addresses = self._load()
+        self.load()
         i = bisect_right(self._addresses, address) - 1
-        return self._names[i] if i >= 0 else _UNKNOWN
+        if i < 0:
+            return _UNKNOWN
+        start = self._places[i]
+        return self._names[start : self._names.index(b"\n", start)].decode(errors="replace")
 
-    def _load(self) -> array[int]:
-        found: list[tuple[int, str]] = []
+    def load(self) -> None:
+        """Read them, unless that is done; another thread may be at it."""
+        with self._lock:
+            if not self._loaded:
+                self._read()
+                self._loaded = True
+
+    def _read(self) -> None:
+        names = bytearray()
+        addresses, places = array("Q"), array("I")
         try:
-            with self._path.open() as lines:
+            with self._path.open("rb") as lines:
                 for line in lines:
-                    address, kind, name = line.rstrip("\n").split(" ", 2)
-                    if kind in "tTwW":
-                        found.append((int(address, 16), name.replace("\t", " ")))
+                    address, kind, name = line.split(b" ", 2)
+                    if kind in b"tTwW":
+                        addresses.append(int(address, 16))
+                        places.append(len(names))
+                        names += name.replace(b"\t", b" ").rstrip(b"\n") + b"\n"
         except (OSError, ValueError):
-            found = []
-        if found and not found[-1][0] and not found[0][0]:
-            found = []  # kptr_restrict: all are zero
-        found.sort()
-        self._names = [name for _, name in found]
-        return array("Q", (address for address, _ in found))
+            return
+        if not any(addresses):
+            return  # kptr_restrict: all are zero
+        # In order but for modules and BPF programs, which come last: most need no sorting.
+        ordered = 1
+        while ordered < len(addresses) and addresses[ordered - 1] <= addresses[ordered]:
+            ordered += 1
+        tail = range(ordered, len(addresses))
+        if tail and min(addresses[ordered:]) < addresses[ordered - 1]:
+            ordered, tail = 0, range(len(addresses))
+        order = sorted(tail, key=addresses.__getitem__)
+        self._addresses = addresses[:ordered] + array("Q", (addresses[i] for i in order))
+        self._places = places[:ordered] + array("I", (places[i] for i in order))
+        self._names = bytes(names)
 
 
 class _Mapping(NamedTuple):
@@ -63,6 +87,10 @@ class Symbols:
         self.kernel_symbols = KernelSymbols(root / "kallsyms")
         self._maps: dict[int, list[_Mapping]] = {}
         self._files: dict[str, tuple[array[int], list[str], list[tuple[int, int, int]]]] = {}
+
+    def prepare(self) -> None:
+        """Read what takes longest before it is asked for."""
+        self.kernel_symbols.load()
 
     def kernel(self, addresses: Iterable[int]) -> list[str]:
         """Name a kernel stack, innermost first."""

@@ -52,7 +52,7 @@ class OffCpu(Tool):
     group = "cpu"
     question = "What do tasks sleep on, and for how long?"
     facility = "the tracepoint sched_switch, task storage, and the iterator over tasks"
-    overhead = "see docs/diagnosis.md"
+    overhead = "two lookups for each switch between tasks; not yet measured beside its peers"
     object_name = "offcpu"
     needs = (Need("tracepoint", "sched_switch"), Need("iterator", "task"))
     threshold_ns = 1_000_000_000

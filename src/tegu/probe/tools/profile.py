@@ -33,7 +33,7 @@ class Profile(Tool):
     group = "cpu"
     question = "Who has the processors, and what does it do there?"
     facility = "perf events of the processors' clock (PERF_COUNT_SW_CPU_CLOCK)"
-    overhead = "see docs/diagnosis.md"
+    overhead = "one stack walk for each sample: 99 a second on each busy processor"
     object_name = "profile"
     sampled = True
     stacks = True

@@ -38,7 +38,10 @@ class RunQueue(Tool):
         "the tracepoint sched_switch and the kernel's own note of when a task was queued"
         " (sched_info.last_queued)"
     )
-    overhead = "see docs/diagnosis.md"
+    overhead = (
+        "one short program for each switch between tasks, some 60 ns on the development machine,"
+        " of which a program that does nothing takes 46"
+    )
     object_name = "runq"
     needs = (
         Need("tracepoint", "sched_switch"),

@@ -18,6 +18,7 @@ from tegu.packages import open_deb
 from tegu.packages.deb_write import DebEntry, write_deb
 
 RELEASE = "6.12.107-tegu"
+BUILD = "1 SMP Sat Nov 21"
 SYMVERS = (
     "0x1\tprintk\tvmlinux\tEXPORT_SYMBOL\t\n"
     "0x2\thidden\tvmlinux\tEXPORT_SYMBOL_NS\tCRYPTO\n"
@@ -77,9 +78,13 @@ def kernel_packages(out: Path, *, headers: bool = True) -> Path:
         fields |= {"Maintainer": "x <x@x.invalid>", "Description": "x"}
         write_deb(out / f"{name}.deb", fields, entries, timestamp=0)
 
+    image = bytearray(0x400)
+    image[0x202:0x206], image[0x20E:0x210] = b"HdrS", (0x100).to_bytes(2, "little")
+    image[0x300:] = f"{RELEASE} (tegu@tegu) #{BUILD}\0".encode()
     package(
         f"linux-image-{RELEASE}",
         [
+            DebEntry(f"/boot/vmlinuz-{RELEASE}", bytes(image)),
             DebEntry(f"/boot/System.map-{RELEASE}", b"ffffffff81000000 T start\n"),
             DebEntry(f"/boot/config-{RELEASE}", b"CONFIG_LIVEPATCH=y\n# CONFIG_X is not set\n"),
         ],
@@ -94,6 +99,7 @@ def kernel_packages(out: Path, *, headers: bool = True) -> Path:
 def test_a_kernel_from_its_packages(tmp_path: Path) -> None:
     target = read_target([kernel_packages(tmp_path)])
     assert (target.release, target.version) == (RELEASE, "6.12.107-1+tegu1")
+    assert target.build == f"#{BUILD}"
     assert target.config == {"LIVEPATCH": "y", "X": "n"}
     assert target.exported == {"printk"}
     assert "start" in target.symbols

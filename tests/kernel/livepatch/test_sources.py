@@ -96,4 +96,4 @@ def test_no_patch(tmp_path: Path) -> None:
 
 def test_generated_sources_quote() -> None:
     assert "main.o part0.o part1.o" in kbuild_text("livepatch_x", ["part0", "part1"])
-    assert '"a \\"b\\""' in main_source([], 'a "b"')
+    assert '"a \\"b\\""' in main_source([], 'a "b"', release="6.1-x", build="#1")

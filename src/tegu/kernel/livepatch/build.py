@@ -144,6 +144,7 @@ def build_livepatch(
             "module": module,
             "release": target.release,
             "kernel": target.version,
+            "build": target.build,
             "version": version,
             "functions": [f"{r.source}:{r.name}" for p in parts for r in p.replaced],
             "added": [f"{p.source}:{n}" for p in parts for n in p.extract.added],
@@ -351,7 +352,9 @@ def _link(
         (directory / f".part{number}.o.cmd").write_text("\n")
     functions = [r for p in parts for r in p.replaced]
     description = f"live patch of {target.release}: {', '.join(p.name for p in patches)}"
-    (directory / "main.c").write_text(main_source(functions, description))
+    (directory / "main.c").write_text(
+        main_source(functions, description, release=target.release, build=target.build)
+    )
     (directory / "Kbuild").write_text(kbuild_text(module, names))
     said = kbuild.make(f"M={_DIRECTORY}", "KBUILD_MODPOST_WARN=1", "modules")
     path = directory / f"{module}.ko"

@@ -30,8 +30,14 @@ def kbuild_text(module: str, parts: Iterable[str]) -> str:
     return f"obj-m := {module}.o\n{module}-y := main.o {objects}\n"
 
 
-def main_source(functions: Iterable[Replaced], description: str) -> str:
-    """Return the C source that registers the functions with the kernel (linux/livepatch.h)."""
+def main_source(
+    functions: Iterable[Replaced], description: str, *, release: str, build: str
+) -> str:
+    """Return the C source that registers the functions with the kernel (linux/livepatch.h).
+
+    `release` and `build` are the kernel's `uname -r` and `-v`: with CONFIG_MODVERSIONS the module
+    loader itself compares no more than the checksums of exported symbols.
+    """
     rows = list(functions)
     declared = "\n".join(f"extern void {r.entry}(void);" for r in rows)
     filled = "\n".join(
@@ -39,13 +45,21 @@ def main_source(functions: Iterable[Replaced], description: str) -> str:
         f".old_sympos = {r.position} }},"
         for r in rows
     )
-    return _MAIN.format(declared=declared, filled=filled, description=json.dumps(description))
+    return _MAIN.format(
+        declared=declared,
+        filled=filled,
+        description=json.dumps(description),
+        release=json.dumps(release),
+        build=json.dumps(build),
+    )
 
 
 _MAIN = """// SPDX-License-Identifier: GPL-2.0
 #include <linux/kernel.h>
 #include <linux/livepatch.h>
 #include <linux/module.h>
+#include <linux/string.h>
+#include <linux/utsname.h>
 
 {declared}
 
@@ -68,6 +82,11 @@ static struct klp_patch patch = {{
 
 static int __init start(void)
 {{
+\tif (strcmp(init_uts_ns.name.release, {release}) ||
+\t    strcmp(init_uts_ns.name.version, {build})) {{
+\t\tpr_err("%s: for the kernel %s %s\\n", THIS_MODULE->name, {release}, {build});
+\t\treturn -ENOEXEC;
+\t}}
 \treturn klp_enable_patch(&patch);
 }}
 

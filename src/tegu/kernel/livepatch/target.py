@@ -13,15 +13,19 @@ from tegu.packages import open_deb
 
 __all__ = ["Target", "read_target"]
 
+_SETUP = 64 << 10  # bytes; the part of a bzImage that the boot loader reads ends within
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An installed kernel: `release` is its `uname -r`, `version` its package's, `symvers` the text
-    of Module.symvers (the symbols that it exports, with their checksums)."""
+    """An installed kernel: `release` is its `uname -r`, `build` its `uname -v`, `version` its
+    package's, `symvers` the text of Module.symvers (the symbols that it exports, with checksums).
+    """
 
     release: str
     version: str
     architecture: str
+    build: str
     config: dict[str, str]
     symbols: SymbolMap
     symvers: str
@@ -57,12 +61,14 @@ def read_target(packages: Sequence[Path]) -> Target:
                 member = Path(info.name).name
                 if content is None:
                     continue
-                if member in (f"System.map-{release}", f"config-{release}"):
+                if member == f"vmlinuz-{release}":
+                    boot.setdefault(release, {})["vmlinuz"] = content.read(_SETUP)
+                elif member in (f"System.map-{release}", f"config-{release}"):
                     boot.setdefault(release, {})[member.split("-")[0]] = content.read()
                     versions[release] = deb.fields["Version"], deb.fields["Architecture"]
                 elif info.name.endswith(f"/linux-headers-{release}/Module.symvers"):
                     symvers[release] = content.read()
-    whole = sorted(r for r in boot if len(boot[r]) == 2 and r in symvers)
+    whole = sorted(r for r in boot if len(boot[r]) == 3 and r in symvers)
     if not whole:
         lacks = "headers" if boot else "image" if symvers else "image and headers"
         raise UsageError(
@@ -78,4 +84,17 @@ def read_target(packages: Sequence[Path]) -> Target:
         symbols = SymbolMap(boot[release]["System.map"].decode(), f"System.map-{release}")
     except UnicodeDecodeError as e:
         raise VerifyError(f"linux-image-{release}: not text where text must be: {e}") from e
-    return Target(release, *versions[release], parse_config(config), symbols, text)
+    build = _build(boot[release]["vmlinuz"], release)
+    return Target(release, *versions[release], build, parse_config(config), symbols, text)
+
+
+def _build(image: bytes, release: str) -> str:
+    """Return the `uname -v` of a bzImage (Documentation/arch/x86/boot.rst, kernel_version)."""
+    try:
+        start = int.from_bytes(image[0x20E:0x210], "little") + 0x200
+        text = image[start : image.index(b"\0", start)].decode()
+    except ValueError:
+        text = ""
+    if image[0x202:0x206] != b"HdrS" or not text.startswith(f"{release} ") or "#" not in text:
+        raise VerifyError(f"vmlinuz-{release} does not say what kernel it is")
+    return text[text.index("#") :]

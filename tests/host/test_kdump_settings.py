@@ -13,6 +13,7 @@ from tegu.errors import BuildError, DefinitionError, TeguError, UnsupportedError
 from tegu.host.kdump import Settings, Target, load_settings
 from tegu.host.kdump.cmdline import capture_cmdline, option, with_option
 from tegu.host.kdump.config import parse_target
+from tegu.host.kdump.control import check_size, require_reservation
 from tegu.host.kdump.initrd import capture_conf, check_compression
 from tegu.host.kdump.memory import advise, estimate
 from tegu.host.kdump.network import Route, read_route
@@ -210,3 +211,26 @@ def test_memory_grows_with_the_machine() -> None:
     assert big.total - small.total == (1 << 40) // 16384 - (1 << 30) // 16384
     assert advise(small) % (16 * MIB) == 0
     assert advise(small) >= small.total
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "words", "remedy"),
+    [
+        ("root=/dev/vda1 rw", "there is no crashkernel=", "sets crashkernel=128M; then reboot"),
+        ("root=/dev/vda1 crashkernel=96M", "crashkernel=96M is not reserved", "reboot to have it"),
+    ],
+)
+def test_nothing_is_reserved(cmdline: str, words: str, remedy: str) -> None:
+    with pytest.raises(TeguError) as error:
+        require_reservation(0, cmdline, 128 * MIB)
+    assert words in error.value.message
+    assert remedy in (error.value.hint or "")
+    require_reservation(1, cmdline, 0)
+
+
+def test_too_little_is_reserved() -> None:
+    need = estimate(50 * MIB, 3 * MIB, 7 * MIB, 1 << 30, network=False)
+    check_size(need, need.total)
+    with pytest.raises(TeguError, match="too small: 64 MiB, and the capture kernel needs") as error:
+        check_size(need, 64 * MIB)
+    assert f"crashkernel={advise(need) >> 20}M" in (error.value.hint or "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import struct
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from tegu.linux import libc
 
 __all__ = [
     "crash_loaded",
-    "crash_regions",
     "crash_size",
     "image_memory",
     "load_crash_kernel",
@@ -52,16 +50,6 @@ def crash_loaded(sys: Path = _SYS) -> bool:
         return (sys / "kexec_crash_loaded").read_text().strip() == "1"
     except FileNotFoundError:
         raise UnsupportedError(_NO_KEXEC) from None
-
-
-def crash_regions(iomem: str) -> list[tuple[int, int]]:
-    """Return (start, size) in bytes of what /proc/iomem (its text) calls `Crash kernel`.
-
-    Without CAP_SYS_ADMIN the addresses read as zero: such lines are left out.
-    """
-    rows = re.findall(r"^\s*([0-9a-f]+)-([0-9a-f]+) : Crash kernel$", iomem, re.MULTILINE)
-    pairs = [(int(first, 16), int(last, 16)) for first, last in rows]
-    return [(first, last - first + 1) for first, last in pairs if last > first]
 
 
 def image_memory(image: bytes) -> int:

@@ -103,11 +103,11 @@ def _need(settings: Settings) -> Need:
     return estimate(image, packed, unpacked, mem_total(), network=network)
 
 
-def _require_reservation(recommended: int) -> int:
-    reserved = kexec.crash_size()
+def require_reservation(reserved: int, cmdline: str, recommended: int) -> None:
+    """Raise TeguError when nothing is reserved, saying why and what to do."""
     if reserved:
-        return reserved
-    asked = option(Path("/proc/cmdline").read_text(), "crashkernel")
+        return
+    asked = option(cmdline, "crashkernel")
     if asked is None:
         raise TeguError(
             "no memory is reserved for a capture kernel: there is no crashkernel= on the kernel's"
@@ -121,7 +121,8 @@ def _require_reservation(recommended: int) -> int:
     )
 
 
-def _check_size(need: Need, reserved: int) -> None:
+def check_size(need: Need, reserved: int) -> None:
+    """Raise TeguError, with the size to ask for, when the reservation is too small."""
     if need.total > reserved:
         raise TeguError(
             f"the reserved memory is too small: {reserved >> 20} MiB, and the capture kernel needs"
@@ -141,7 +142,9 @@ def turn_on(settings: Settings, *, say: Callable[[str], None] = lambda _: None) 
     architecture = _ARCHITECTURES.get(machine)
     if architecture is None:
         raise UnsupportedError(f"crash dumps on {machine}")
-    reserved = _require_reservation(advise(_need(settings)))
+    running = Path("/proc/cmdline").read_text()
+    reserved = kexec.crash_size()
+    require_reservation(reserved, running, advise(_need(settings)))
     kernel = _kernel()
     say("looking at the target")
     place, route, drivers = _look_at_target(settings)
@@ -158,7 +161,7 @@ def turn_on(settings: Settings, *, say: Callable[[str], None] = lambda _: None) 
         image = kexec.image_memory(f.read(4096))
     network = route is not None
     need = estimate(image, len(made.data), made.unpacked, mem_total(), network=network)
-    _check_size(need, reserved)
+    check_size(need, reserved)
     removed: list[str] = []
     if settings.target.kind == "local":
         say("keeping space for the log")
@@ -177,7 +180,7 @@ def turn_on(settings: Settings, *, say: Callable[[str], None] = lambda _: None) 
     STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomic(STATE / "initrd", made.data, mode=0o600)
     say("loading the capture kernel")
-    cmdline = capture_cmdline(Path("/proc/cmdline").read_text(), machine)
+    cmdline = capture_cmdline(running, machine)
     kexec.load_crash_kernel(kernel, STATE / "initrd", cmdline)
     _panic_on_oops()
     sizes = {"packed": len(made.data), "unpacked": made.unpacked, "cmdline": cmdline}

@@ -64,7 +64,7 @@ def _run(plan: Plan, scratch: Path) -> BenchResult:
     _hide_hybrid(notes)
     tools: dict[str, Callable[[], float]] = {"floor": lambda: _spawned([PROGRAM])}
     for name, make in PEERS.items():
-        if shutil.which(name) is None:
+        if _find(name) is None:
             notes.append(f"{name} is not installed and was left out.")
             continue
         tools[name] = make(scratch)
@@ -107,7 +107,7 @@ def _run(plan: Plan, scratch: Path) -> BenchResult:
         f"An idle box: {bare:.2f} MiB when the program is its first process, {full:.2f} MiB with a"
         " first process above it (proportional set size of its processes).",
         "Rows of tegu: the class `container` with its own network namespace. bwrap runs with"
-        " --unshare-all, crun without cgroups, runc as it comes.",
+        " --unshare-all, crun and tegu-oci without cgroups, runc as it comes.",
         "Functions are not measured: this version has none.",
     ]
     return BenchResult("sandbox", machine(), rows, _bars(times, sustained, full), notes)
@@ -169,11 +169,16 @@ def _bwrap(_: Path) -> Callable[[], float]:
     return lambda: _spawned(argv)
 
 
+def _find(name: str) -> str | None:
+    """Return a program of the system, or of this Python's environment (tegu-oci)."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
 def _oci(name: str, *options: str) -> Callable[[Path], Callable[[], float]]:
     """Return what prepares a bundle for an OCI runtime and returns one start of it."""
 
     def prepare(scratch: Path) -> Callable[[], float]:
-        runtime = shutil.which(name) or name
+        runtime = _find(name) or name
         bundle = scratch / f"bundle-{name}"
         root = bundle / "rootfs"
         root.mkdir(parents=True)
@@ -207,6 +212,7 @@ PEERS: dict[str, Callable[[Path], Callable[[], float]]] = {
     "bwrap": _bwrap,
     "crun": _oci("crun", "--cgroup-manager=disabled"),
     "runc": _oci("runc"),
+    "tegu-oci": _oci("tegu-oci", "--cgroup-manager=disabled"),
     "runsc": _oci("runsc", "--network=none", "--ignore-cgroups"),
 }
 

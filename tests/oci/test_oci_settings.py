@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.oci.conftest import Runtime
+from tests.oci.conftest import SCRIPT, Runtime
+
+from tegu.oci.example import example
 
 
 def test_process(oci: Runtime) -> None:
@@ -224,3 +231,45 @@ def test_mounts_that_cannot_be(oci: Runtime, mount: dict[str, Any], message: str
     done = oci.run("true", change=change, check=False)
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def test_a_plain_user_makes_containers() -> None:
+    """Without privileges: ids mapped by newuidmap, the runtime in a sealed copy, no groups."""
+    if os.geteuid() != 0 or shutil.which("newuidmap") is None or shutil.which("setpriv") is None:
+        pytest.skip("needs root to become another user, newuidmap and setpriv")
+    made = Path(tempfile.mkdtemp(prefix="tegu-o", dir="/tmp"))
+    try:
+        shutil.copytree(SCRIPT.parents[1], made / "tegu", ignore=shutil.ignore_patterns("lab"))
+        for name in ("proc", "sys", "dev", "tmp", "usr", "etc"):
+            (made / "rootfs" / name).mkdir(parents=True)
+        (made / "rootfs/bin").symlink_to("usr/bin")
+        for name in ("lib", "lib64"):
+            if Path("/", name).is_symlink():
+                (made / "rootfs" / name).symlink_to(Path("/", name).readlink())
+        config = example(rootless=True)
+        config["process"]["terminal"] = False
+        config["process"]["args"] = ["sh", "-c", "id -u; cat /proc/self/uid_map"]
+        for name in ("uidMappings", "gidMappings"):
+            config["linux"][name][0]["hostID"] = 65534
+        usr = {"destination": "/usr", "source": "/usr", "options": ["rbind", "ro"]}
+        config["mounts"].append(usr)
+        (made / "config.json").write_text(json.dumps(config))
+        made.chmod(0o755)
+        for path in (made, made / "rootfs", *(made / "rootfs").iterdir()):
+            os.chown(path, 65534, 65534, follow_symlinks=False)
+        user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        python = [
+            str(Path(sys.executable).resolve()),
+            "-I",
+            "-S",
+            str(made / "tegu/oci/__main__.py"),
+        ]
+        words = ["--root", str(made / "state"), "run", "--bundle", str(made), "plain"]
+        done = subprocess.run([*user, *python, *words], capture_output=True, text=True, check=False)
+        if "namespaces" in done.stderr and "permitted" in done.stderr:
+            pytest.skip(f"users may not make namespaces here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["0", "0", "65534", "1"]
+        assert list((made / "state").iterdir()) == []
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

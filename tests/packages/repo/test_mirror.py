@@ -170,3 +170,35 @@ def test_serve(repo: Repository, deb: Any) -> None:
         child.send_signal(signal.SIGINT)
         child.communicate()
     assert child.returncode == 0
+
+
+def test_a_system_is_locked_from_our_repository_and_its_packages_fetched(
+    repo: Repository, repository: Any, store: Store, deb: Any, serve: Any
+) -> None:
+    """The way of a definition: `[[repository]]`, over HTTP, by hash, with our key."""
+    from tegu.definition import Definition
+    from tegu.packages import fetch_all, make_lock
+    from tegu.packages.repo import add, publish
+
+    with repo.locked():
+        add(repo, "stable", [deb("acme-tool", "1.0"), deb("acme-tool", "1.1")])
+        publish(repo)
+    server = serve(repo.public)
+    repository.add("knife")
+    repository.add("base-files", Essential="yes", Priority="required")
+    repository.publish()
+    ours = {
+        "uri": server.url,
+        "suite": "stable",
+        "components": ["main"],
+        "keyring": repo.public / "keyring.asc",
+    }
+    data = repository.definition(install=["acme-tool"]).model_dump()
+    lock = make_lock(
+        Definition.model_validate({**data, "repository": [ours]}), store, tools=["knife"]
+    )
+    (tool,) = [p for p in lock.system if p.name == "acme-tool"]
+    assert tool.version == "1.1"
+    assert fetch_all([tool], lock, store) == tool.size
+    assert store.blob(tool.sha256) is not None
+    assert any("/by-hash/" in r.path for r in server.requests)

@@ -88,9 +88,8 @@ class Repository:
                 yield
             except OSError as e:
                 raise disk_error(e, self.root) from e
-            finally:
-                # Also after an error: temporary files are removed on every way out but a kill.
-                os.ftruncate(handle, 0)
+            # Only now: what a run that failed has left is removed by the next, like a killed one's.
+            os.ftruncate(handle, 0)
         finally:
             os.close(handle)
 

@@ -23,6 +23,7 @@ UP = "../../../"
 """From rpm/CHANNEL/ARCHITECTURE/ to the root that has the pool."""
 
 _BASE = {"i386": "i386", "i486": "i386", "i586": "i386", "i686": "i386", "armv7hl": "armhfp"}
+_OF_DEBIAN = {"amd64": "x86_64", "arm64": "aarch64", "ppc64el": "ppc64le", "armhf": "armhfp"}
 _HEADS = {
     "primary": (
         'metadata xmlns="http://linux.duke.edu/metadata/common" '
@@ -42,10 +43,11 @@ def write_rpm(
     Packages for `noarch` and sources are in each. Must be called within `repo.catalogue.change()`.
     """
     everywhere = ("noarch", "src", "nosrc")
-    bases = sorted({_BASE.get(i.arch, i.arch) for i in items if i.arch not in everywhere})
+    bases = {_BASE.get(i.arch, i.arch) for i in items if i.arch not in everywhere}
+    bases |= {_OF_DEBIAN.get(a, a) for a in repo.settings.architectures}
     texts = {item.sha256: fragments(item, UP) for item in items}
     kept: set[str] = set()
-    for base in bases or ["x86_64", "aarch64"]:
+    for base in sorted(bases):
         mine = [i for i in items if i.arch in everywhere or _BASE.get(i.arch, i.arch) == base]
         folder = target / base / "repodata"
         folder.mkdir(parents=True)

@@ -120,7 +120,7 @@ name = {_quoted(name)}
 description = ""
 # From the first that gets a package to the one that users have; `tegu repo promote` goes along.
 channels = {_list(channels)}
-# Debian's names; packages of architecture `all` are in each. RPM directories follow the packages.
+# Debian's names (amd64 is x86_64 to RPM). Packages of architecture `all`, `noarch` are in each.
 architectures = {_list(architectures)}
 # Private key files, or agent:FINGERPRINT for a key that gpg-agent holds. All of them sign.
 signers = {_list(signers)}

@@ -14,7 +14,8 @@ from tegu.errors import UsageError
 from tegu.kernel.gitrepo import Repo
 from tegu.kernel.history import History
 from tegu.kernel.messages import Reference, parse_message
-from tegu.kernel.missing import Findings, find_missing, with_files
+from tegu.kernel.missing import Findings, find_missing
+from tegu.kernel.touched import with_files
 from tegu.store import Store
 
 A, B = "a" * 40, "b" * 40

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from tegu.kernel.hardening import check_hardening, read_accepted
     from tegu.kernel.history import History
     from tegu.kernel.mail import backport_request
-    from tegu.kernel.missing import Findings, Missing, find_missing, with_files
+    from tegu.kernel.missing import Findings, Missing, find_missing
     from tegu.kernel.objects import build_objects
     from tegu.kernel.picking import pick
     from tegu.kernel.recipe import Recipe, load_recipe
     from tegu.kernel.rpms import rpm_packages
     from tegu.kernel.status import patch_status, source_status, tree_status
+    from tegu.kernel.touched import with_files
 
 __all__ = [
     "Built",
@@ -85,7 +86,7 @@ _HOMES = {
     "rpm_packages": "tegu.kernel.rpms",
     "source_status": "tegu.kernel.status",
     "tree_status": "tegu.kernel.status",
-    "with_files": "tegu.kernel.missing",
+    "with_files": "tegu.kernel.touched",
 }
 
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from heapq import heappop, heappush
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tegu.kernel.gitrepo import Repo
 from tegu.kernel.history import Commit, Pair
+from tegu.kernel.merges import merged
 from tegu.kernel.messages import Reference, first_line
 from tegu.kernel.resolver import Resolver
 
-__all__ = ["Comparison", "Findings", "Missing", "find_missing", "with_files"]
+__all__ = ["Comparison", "Findings", "Missing", "find_missing"]
 
 
 _SKEW = 7 * 86400  # seconds by which clocks of authors are taken to be wrong
@@ -173,7 +173,7 @@ class Comparison:
                     continue
                 state.undone.add(target)
                 if len(parents[target]) > 1:
-                    state.undone |= _merged(target, parents, order)
+                    state.undone |= merged(target, parents, order)
         for found in self._shared_copies(state.undone_shared).values():
             state.undone_shared |= found.keys()
         for brought in self.repo.merges(state.undone_shared).values():
@@ -325,80 +325,3 @@ class Comparison:
             elif len(changes) == 1:
                 found += changes.values()
         return [self.origin.get(t, t) if t in self.tree else t for t in found]
-
-
-def _merged(merge: str, parents: dict[str, tuple[str, ...]], order: dict[str, int]) -> set[str]:
-    """Return what a merge brought in: all that its first parent did not have.
-
-    Walks both sides together, children before parents, until nothing is left that only the merged
-    side leads to; so it costs the size of the merge rather than of the history.
-    """
-    first, *others = parents[merge]
-    ours: dict[str, bool] = {}
-    queue: list[int] = []
-    names = {}
-    pending = 0  # in the queue, and reached from the merged side only
-
-    def reach(name: str, from_first: bool) -> None:
-        nonlocal pending
-        if name not in order:
-            return
-        known = ours.get(name)
-        if known is None:
-            heappush(queue, order[name])
-            names[order[name]] = name
-            ours[name] = from_first
-            pending += not from_first
-        elif from_first and not known:
-            ours[name] = True
-            pending -= 1
-
-    reach(first, from_first=True)
-    for other in others:
-        reach(other, from_first=False)
-    brought = set()
-    while pending:
-        name = names[heappop(queue)]
-        if not ours[name]:
-            pending -= 1
-            brought.add(name)
-        for parent in parents[name]:
-            reach(parent, from_first=ours[name])
-    return brought
-
-
-def with_files(
-    missing: Sequence[Missing],
-    repo: Repo,
-    built: frozenset[str] | None,
-    cves: Mapping[str, tuple[str, ...]] | None = None,
-) -> list[Missing]:
-    """Return `missing` with the files that each touches; what is not built comes last.
-
-    `built` are the sources that a configuration compiles (None: not known), `cves` the CVE numbers
-    by commit, beside those that the messages name. Of a Makefile or a linker script nobody has
-    noted whether it is used: that is not known either.
-    """
-    files = repo.files(m.commit.id for m in missing)
-    found = [
-        replace(
-            m,
-            files=files[m.commit.id],
-            built=None if built is None else _built(files[m.commit.id], built),
-            cves=tuple(dict.fromkeys([*m.cves, *(cves or {}).get(m.commit.id, ())])),
-        )
-        for m in missing
-    ]
-    return sorted(found, key=lambda m: m.built is False)
-
-
-def _built(files: Sequence[str], built: frozenset[str]) -> bool | None:
-    if any(f in built for f in files):
-        return True
-    noted = (".c", ".h", ".S", ".rst", ".txt", ".yaml")
-    unsure = any(
-        not f.endswith(noted) or f.endswith(".lds.S")
-        for f in files
-        if not f.startswith(("Documentation/", "LICENSES/", "samples/", "tools/testing/"))
-    )
-    return None if unsure else False

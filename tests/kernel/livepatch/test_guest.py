@@ -125,15 +125,13 @@ def test_the_wrong_kernel(guest: QemuMachine, built: Livepatch, tmp_path: Path) 
     other = tmp_path / "livepatch_other.ko"
     other.write_bytes(data.replace(b"vermagic=" + release, b"vermagic=9" + release[1:]))
     guest.copy_in(other, "/tmp/livepatch_other.ko")
-    done = guest.run(
-        "tegu kernel livepatch load /tmp/livepatch_other.ko", root=True, check=False, timeout=300
-    )
+    done = guest.run("tegu kernel livepatch load /tmp/livepatch_other.ko", root=True, timeout=300)
     assert done.returncode == 7
     assert f"is for the kernel 9{built.release[1:]}; this is {built.release}" in done.stderr
     # With module versions the kernel overlooks that line; the module itself does not.
     other.write_bytes(re.sub(rb"\0#(\d+ )", rb"\0%\1", data))  # uname -v is "#1 SMP ..."
     guest.copy_in(other, "/tmp/livepatch_other.ko")
-    done = guest.run("insmod /tmp/livepatch_other.ko", root=True, check=False, timeout=300)
+    done = guest.run("insmod /tmp/livepatch_other.ko", root=True, timeout=300)
     assert done.returncode != 0
     assert status(guest)["loaded"] == []
 

@@ -76,9 +76,16 @@ def guest(
         yield machine
 
 
+def as_root(guest: QemuMachine, command: str) -> str:
+    """Run a command that has to succeed; returns its output."""
+    done = guest.run(command, root=True, timeout=900)
+    assert done.exit_code == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def status(guest: QemuMachine) -> dict[str, list[dict[str, object]]]:
-    done = guest.run("tegu kernel livepatch status --json", root=True, timeout=300)
-    value: dict[str, list[dict[str, object]]] = json.loads(done.stdout)
+    text = as_root(guest, "tegu kernel livepatch status --json")
+    value: dict[str, list[dict[str, object]]] = json.loads(text)
     return value
 
 
@@ -97,21 +104,21 @@ def test_what_is_replaced(built: Livepatch) -> None:
 def test_under_load(guest: QemuMachine, built: Livepatch) -> None:
     guest.copy_in(HAMMER, "/tmp/hammer.py")
     guest.copy_in(built.package, "/tmp/answers.deb")
-    guest.run(
+    as_root(
+        guest,
         "systemd-run --quiet --unit=hammer /usr/bin/python3 /tmp/hammer.py /tmp/hammer.json",
-        root=True,
     )
     # Its maintainer script loads it.
-    guest.run("dpkg -i /tmp/answers.deb", root=True, timeout=600)
+    as_root(guest, "dpkg -i /tmp/answers.deb")
     (loaded,) = status(guest)["loaded"]
     assert (loaded["name"], loaded["enabled"], loaded["transition"]) == ("answers", True, False)
     assert "livepatched" in guest.run("cat /proc/cmdline").stdout
     assert "livepatched" in guest.run("cat /proc/consoles").stdout
-    guest.run("tegu kernel livepatch revert answers", root=True, timeout=600)
+    as_root(guest, "tegu kernel livepatch revert answers")
     assert status(guest)["loaded"] == []
     assert "livepatched" not in guest.run("cat /proc/cmdline /proc/consoles").stdout
     assert "livepatch_answers" not in guest.run("cat /proc/modules").stdout
-    guest.run("systemctl stop hammer", root=True, timeout=300)
+    as_root(guest, "systemctl stop hammer")
     answers = json.loads(guest.run("cat /tmp/hammer.json").stdout)
     print(answers)
     assert answers["wrong"] == []
@@ -125,24 +132,22 @@ def test_the_wrong_kernel(guest: QemuMachine, built: Livepatch, tmp_path: Path) 
     other = tmp_path / "livepatch_other.ko"
     other.write_bytes(data.replace(b"vermagic=" + release, b"vermagic=9" + release[1:]))
     guest.copy_in(other, "/tmp/livepatch_other.ko")
-    done = guest.run(
-        "tegu kernel livepatch load /tmp/livepatch_other.ko", root=True, check=False, timeout=300
-    )
-    assert done.returncode == 7
+    done = guest.run("tegu kernel livepatch load /tmp/livepatch_other.ko", root=True, timeout=300)
+    assert done.exit_code == 7
     assert f"is for the kernel 9{built.release[1:]}; this is {built.release}" in done.stderr
     # With module versions the kernel overlooks that line; the module itself does not.
     other.write_bytes(re.sub(rb"\0#(\d+ )", rb"\0%\1", data))  # uname -v is "#1 SMP ..."
     guest.copy_in(other, "/tmp/livepatch_other.ko")
-    done = guest.run("insmod /tmp/livepatch_other.ko", root=True, check=False, timeout=300)
-    assert done.returncode != 0
+    done = guest.run("insmod /tmp/livepatch_other.ko", root=True, timeout=300)
+    assert done.exit_code != 0
     assert status(guest)["loaded"] == []
 
 
 def test_it_survives_a_restart(guest: QemuMachine, built: Livepatch) -> None:
-    guest.run("tegu kernel livepatch load answers", root=True, timeout=600)
+    as_root(guest, "tegu kernel livepatch load answers")
     guest.reboot(timeout=900)
     (loaded,) = status(guest)["loaded"]
     assert loaded["name"] == "answers"
     assert "livepatched" in guest.run("cat /proc/consoles").stdout
-    guest.run("dpkg -r livepatch-" + f"{built.release}-answers", root=True, timeout=600)
+    as_root(guest, f"dpkg -r livepatch-{built.release}-answers")
     assert status(guest)["loaded"] == []

@@ -107,6 +107,18 @@ def test_sysrq(text: str) -> None:
     assert [bug.name for bug in match_known(SYSRQ, crash.where)] == ["sysrq"]
 
 
+def test_what_the_kernel_survived_is_not_the_reason() -> None:
+    lockup = "[   {}.0] watchdog: BUG: soft lockup - CPU#0 stuck for 45s! [tegu:98]\n"
+    lockup += "[   {}.1] CPU: 0 UID: 0 PID: 98 Comm: tegu Not tainted 6.12.107-tegu #1\n"
+    for second in (20, 99):
+        assert read_log(lockup.format(second, second) + SYSRQ).task == "python3"
+    assert read_log(lockup.format(20, 20) + MODULE_FAULT).task == "insmod"
+    panic = "[   21.0] Kernel panic - not syncing: softlockup: hung tasks\n"
+    crash = read_log(lockup.format(20, 20) + panic)
+    assert crash.reason == "BUG: soft lockup - CPU#0 stuck for 45s! [tegu:98]"
+    assert crash.panic == "softlockup: hung tasks"
+
+
 def test_arm64() -> None:
     crash = read_log(ARM)
     assert crash.cause is not None and crash.cause.startswith("Unable to handle kernel NULL")

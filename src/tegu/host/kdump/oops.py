@@ -50,6 +50,8 @@ _CAUSES = (
     re.compile(r"(INFO: task .+ blocked for more than .+)"),
     re.compile(r"(watchdog: (?:BUG|Watchdog).+)"),
 )
+# Seconds between the lines of one crash: a trace takes a second or two on a serial line.
+_GAP = 10.0
 _PANIC = re.compile(r"Kernel panic - not syncing: (.+)")
 _TASK = re.compile(
     r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) Comm: (?P<comm>.{1,15}?)"
@@ -158,16 +160,24 @@ def _time(line: str) -> float | None:
 
 
 def _first_cause(lines: list[tuple[float | None, str]]) -> tuple[int | None, str | None]:
-    """Return where the crash begins. Warnings that the kernel survived do not count, so look back
-    from the panic: the last block of causes before it, and the first line of that block."""
+    """Return where the crash begins, and what was said there.
+
+    Warnings and lockups that the kernel survived do not count. So look back from the panic, over
+    what follows one another within seconds, to the first of those lines.
+    """
     end = next((i for i, (_, line) in enumerate(lines) if _PANIC.search(line)), len(lines))
+    when = lines[end][0] if end < len(lines) else None
     at = cause = None
     for number in range(end - 1, -1, -1):
-        line = lines[number][1]
+        stamp, line = lines[number]
+        if stamp is not None and when is not None and when - stamp > _GAP:
+            break
         found = next((m for m in (c.search(line) for c in _CAUSES) if m), None)
         if found is not None:
-            at, cause = number, found[1].strip()
-        elif at is not None and ("---[ end trace" in line or at - number > 200):
+            at, cause, when = number, found[1].strip(), stamp
+            if found.re is _CAUSES[0]:
+                break  # Asked for: what came before is not the reason.
+        elif at is not None and "---[ end trace" in line:
             break
     return at, cause
 

@@ -117,6 +117,9 @@ def _bars(results: Results, rpms: int) -> list[Bar]:
             "one more than 5,000: Tegu, wall s", statistics.median(u.wall for u in one_more), 0.3
         ),
         Bar.at_most(
+            "one more than 5,000: Tegu, CPU s", statistics.median(u.cpu for u in one_more), 0.3
+        ),
+        Bar.at_most(
             f"one more than {rpms:,} RPMs: Tegu, wall s",
             statistics.median(u.wall for u in rpm),
             0.3,

@@ -10,9 +10,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tegu.store import Store
+
+# A loaded machine is not a failure: no example of Hypothesis is timed.
+hypothesis.settings.register_profile("tegu", deadline=None)
+hypothesis.settings.load_profile("tegu")
 
 ROOT = Path(__file__).parent.parent
 

@@ -117,6 +117,9 @@ def _bars(results: Results, rpms: int) -> list[Bar]:
             "one more than 5,000: Tegu, wall s", statistics.median(u.wall for u in one_more), 0.3
         ),
         Bar.at_most(
+            "one more than 5,000: Tegu, CPU s", statistics.median(u.cpu for u in one_more), 0.3
+        ),
+        Bar.at_most(
             f"one more than {rpms:,} RPMs: Tegu, wall s",
             statistics.median(u.wall for u in rpm),
             0.3,
@@ -127,6 +130,6 @@ def _bars(results: Results, rpms: int) -> list[Bar]:
 def _notes(real: Sequence[Path]) -> list[str]:
     size = sum(p.stat().st_size for p in real) / 1e6
     return [
-        f"Real packages: {size:.0f} MB. Tegu syncs what it publishes to the disk (fsync, syncfs) "
-        "and writes Packages.gz and .zst; aptly and reprepro sync nothing.",
+        f"Real packages: {size:.0f} MB. Tegu syncs packages and indexes to the disk (fsync, "
+        "syncfs) and writes Packages.gz and .zst.",
     ]

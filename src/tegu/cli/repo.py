@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tegu.cli import repo_read
-from tegu.cli.output import note, print_json, print_table, progress, spinner
+from tegu.cli.output import note, print_json, print_table, spinner
 from tegu.cli.repo_read import Directory, Json
 
 if TYPE_CHECKING:
@@ -98,14 +98,13 @@ def add(
 
     with Repository(directory) as repo, repo.locked():
         name = channel or _first(repo)
-        with progress() as bar:
-            task = bar.add_task("adding", total=len(packages))
+        with spinner() as say:
             added = add_packages(
                 repo,
                 name,
                 packages,
                 allow_downgrade=allow_downgrade,
-                progress=lambda _: bar.advance(task),
+                progress=lambda path: say(f"adding {path.name}"),
             )
         published = _publish(repo, [name]) if publish else None
     if as_json:

@@ -243,3 +243,15 @@ def test_a_full_disk(deb: Any, tmp_path: Path) -> None:
     assert done.returncode == StoreError.exit_code, done.stderr
     assert "no space left on the disk" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_catalogue_does_not_take_leaves_the_pool(
+    repo: Repository, deb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object, items: object) -> None:
+        raise RepositoryError("state.db: the disk is full")
+
+    monkeypatch.setattr("tegu.packages.repo.catalogue.Catalogue.put", fails)
+    with pytest.raises(RepositoryError, match="the disk is full"):
+        _add(repo, deb("hello"))
+    _nothing_stays(repo)

@@ -17,7 +17,7 @@ from tegu.packages.repo.catalogue import Item
 from tegu.packages.repo.repository import Repository, disk_error
 from tegu.packages.repo.versions import newer_than, sort_key
 
-__all__ = ["Added", "add"]
+__all__ = ["Added", "add", "sync"]
 
 Progress = Callable[[Path], None]
 _CHUNK = 1 << 20
@@ -64,11 +64,17 @@ def add(
         entering = [a.item for a in arrivals]
         left = _backwards(repo, channel, entering, allow_downgrade=allow_downgrade)
         new = [a for a in arrivals if a.here is not None]
-        _into_pool(repo, new)
-        with repo.catalogue.change():
-            repo.catalogue.put(a.item for a in new)
-            repo.catalogue.enter(channel, [i.sha256 for i in entering])
-            repo.catalogue.leave(channel, [i.sha256 for i in left])
+        try:
+            _into_pool(repo, new)
+            with repo.catalogue.change():
+                repo.catalogue.put(a.item for a in new)
+                repo.catalogue.enter(channel, [i.sha256 for i in entering])
+                repo.catalogue.leave(channel, [i.sha256 for i in left])
+        except BaseException:
+            for arrival in new:
+                if not repo.catalogue.pooled(arrival.item.sha256):
+                    (repo.public / arrival.item.path).unlink(missing_ok=True)
+            raise
     known = tuple(a.item for a in arrivals if a.here is None)
     return Added(tuple(a.item for a in new), known, tuple(left))
 

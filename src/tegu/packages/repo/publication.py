@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tegu.files import write_atomic
 from tegu.linux import libc
 from tegu.packages.repo.apt_index import About, write_apt
 from tegu.packages.repo.catalogue import Collection, Item
+from tegu.packages.repo.intake import sync
 from tegu.packages.repo.repository import Repository
 from tegu.packages.repo.sign import Signers, load_signers, signed_text
 
@@ -205,20 +207,20 @@ def _data_files(live: Path) -> list[Path]:
 
 def _sync_tree(new: Path) -> None:
     """Bring files and directories to the disk; hard links to one file once."""
-    seen: set[int] = set()
+    files: dict[int, Path] = {}
+    folders = []
     for folder, _, names in os.walk(new, topdown=False):
-        for name in [*names, "."]:
+        folders.append(Path(folder))
+        for name in names:
             path = Path(folder, name)
             status = path.stat()
-            old = status.st_nlink > 2 and name != "."  # also in the live directory: there since
-            if old or status.st_ino in seen:
-                continue
-            seen.add(status.st_ino)
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            if status.st_nlink <= 2:  # more: also in the live directory, there since
+                files.setdefault(status.st_ino, path)
+    # At once, so that the file system's journal is written for all of them together.
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(sync, files.values()))
+    for path in folders:
+        sync(path)
 
 
 def _swap(new: Path, live: Path) -> None:
@@ -232,11 +234,7 @@ def _swap(new: Path, live: Path) -> None:
         if e.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
         _replace_files(new, live)
-    handle = os.open(live.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(live.parent)
 
 
 def _replace_files(new: Path, live: Path) -> None:

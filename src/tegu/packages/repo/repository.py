@@ -88,8 +88,8 @@ class Repository:
                 yield
             except OSError as e:
                 raise disk_error(e, self.root) from e
-            # Only now: what a run that failed has left is removed by the next, like a killed one's.
-            os.ftruncate(handle, 0)
+            finally:
+                os.ftruncate(handle, 0)  # on every way out but a kill: nothing was left behind
         finally:
             os.close(handle)
 

@@ -80,6 +80,19 @@ def test_only_the_host_half_is_in_it(tree: Path) -> None:
     assert not list(tree.rglob("__pycache__"))
 
 
+def test_the_probes_are_in_it_compiled(tree: Path) -> None:
+    programs = tree / "usr/lib/python3/dist-packages/tegu/probe/bpf"
+    sources = (Path(tegu.__file__).parent / "probe" / "bpf").glob("*.bpf.c")
+    assert sorted(p.name for p in programs.iterdir()) == sorted(
+        s.with_suffix(".o").name for s in sources
+    )
+    for program in programs.iterdir():
+        # An ELF relocatable for BPF (e_machine 247), without a directory of the build machine.
+        data = program.read_bytes()
+        assert data[:6] == b"\x7fELF\x02\x01" and data[18] == 247
+        assert str(Path(tegu.__file__).parent).encode() not in data
+
+
 def test_its_modules_import_without_the_works(tree: Path) -> None:
     """Each module of the package loads from the package alone, without the works' dependencies."""
     library = tree / "usr/lib/python3/dist-packages"

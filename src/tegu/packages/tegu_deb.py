@@ -279,6 +279,8 @@ _OVERRIDES = """# The root file system grows before other units write to it.
 tegu: systemd-service-file-refers-to-unusual-wantedby-target local-fs.target [*tegu-grow.service]
 # The first script of the initrd, where busybox is /bin/busybox.
 tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/boot/init.sh]
+# BPF byte code, which is the same on every architecture: the kernel compiles it.
+tegu: arch-independent-package-contains-binary-or-object [*/tegu/probe/bpf/*.bpf.o]
 """
 
 _MANUAL = r""".TH TEGU 1 "@DATE@" "Tegu @VERSION@" "User Commands"

@@ -39,8 +39,8 @@ class RunQueue(Tool):
         " (sched_info.last_queued)"
     )
     overhead = (
-        "one short program for each switch between tasks, some 60 ns on the development machine,"
-        " of which a program that does nothing takes 46"
+        "100 to 200 ns for each switch between tasks on the development machine; a program that"
+        " does nothing takes 50 to 100 (bench/probe)"
     )
     object_name = "runq"
     needs = (

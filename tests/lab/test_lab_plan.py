@@ -75,7 +75,8 @@ def test_every_plan_we_ship_is_good() -> None:
     assert [p.name for p in paths if p.name == "acceptance.toml"]
     for path in paths:
         plan = load_plan(path)
-        assert {"uefi", "bios"} <= {m.firmware for m in plan.machines()}
+        if path.stem != "kselftest":  # what the kernel does after it has started, and takes long
+            assert {"uefi", "bios"} <= {m.firmware for m in plan.machines()}
 
 
 def test_a_plan_without_machines_has_one(tmp_path: Path) -> None:

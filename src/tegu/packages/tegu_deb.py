@@ -277,8 +277,9 @@ License: Apache-2.0
 
 _OVERRIDES = """# The root file system grows before other units write to it.
 tegu: systemd-service-file-refers-to-unusual-wantedby-target local-fs.target [*tegu-grow.service]
-# The first script of the initrd, where busybox is /bin/busybox.
+# The first scripts of the initrds, where busybox is /bin/busybox.
 tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/boot/init.sh]
+tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/host/kdump/capture.sh]
 # BPF byte code, which is the same on every architecture: the kernel compiles it.
 tegu: arch-independent-package-contains-binary-or-object [*/tegu/probe/bpf/*.bpf.o]
 """

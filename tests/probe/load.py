@@ -39,7 +39,8 @@ class Groups:
     def __init__(self, controller: str) -> None:
         self.names = CgroupNames(controller)
         assert self.names.root is not None
-        self.base = self.names.root / f"tegu-test-{os.getpid()}-{threading.get_native_id()}"
+        # Not tegu-...: a supervisor of sandboxes sweeps those away.
+        self.base = self.names.root / f"probe-test-{os.getpid()}"
         self.children: list[subprocess.Popen[bytes]] = []
         self.base.mkdir()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tegu.cli import main
@@ -51,6 +51,7 @@ def lines(data: bytes) -> list[bytes]:
     return data.splitlines(keepends=True)
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=5), max_size=5))
 def test_what_was_written_is_read(events: list[dict[str, Any]]) -> None:
     kept = [{**e, "type": "event"} for e in events]
@@ -63,6 +64,7 @@ def test_what_was_written_is_read(events: list[dict[str, Any]]) -> None:
 WHOLE = whole(HEADER, EVENT, EVENT, SUMMARY, END)
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=len(WHOLE) - 1))
 def test_every_cut_is_noticed(length: int) -> None:
     with pytest.raises(ProbeError) as caught:
@@ -71,12 +73,14 @@ def test_every_cut_is_noticed(length: int) -> None:
     assert "\n" not in caught.value.message
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.builds(lambda v: json.dumps(v).encode() + b"\n", json_values))
 def test_anything_else_is_refused(data: bytes) -> None:
     with pytest.raises(ProbeError):
         parse(lines(data), "x")
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=8), st.integers(min_value=0, max_value=len(WHOLE)))
 def test_damage_never_escapes(junk: bytes, where: int) -> None:
     damaged = WHOLE[:where] + junk + WHOLE[where:]
@@ -138,6 +142,7 @@ def test_a_damaged_summary_is_one_line(
         (["census", "--threshold", "5ms"], "has no threshold"),
         (["runq", "--seconds", "soon"], "no number of seconds"),
         (["runq", "--flame", "x.svg"], "draws no flame graph"),
+        (["drops", "--pid", "1"], "cannot be limited"),
         (["runq", "keep"], "neither record nor report"),
         (["runq", "record"], "a file is missing"),
         (["runq", "--nonsense"], "No such option"),

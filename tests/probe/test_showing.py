@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tegu.errors import UsageError
@@ -30,6 +30,7 @@ def test_durations(ns: float, words: str) -> None:
     assert duration(ns) == words
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=0, max_value=1e15))
 def test_durations_are_short(ns: float) -> None:
     number, unit = duration(ns).split()
@@ -80,6 +81,7 @@ def test_a_process_names_its_own_functions(tmp_path: Path) -> None:
     assert named == ["wanted", "[unknown]"]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400) | st.binary(max_size=300).map(lambda b: b"\x7fELF\x02\x01" + b))
 def test_no_file_breaks_the_elf_reader(data: bytes) -> None:
     try:
@@ -110,6 +112,7 @@ def test_flame_graphs_are_well_formed_and_whole() -> None:
     assert "b & c: 4 (50.00 %)" in titles
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.lists(st.text(), max_size=6), st.floats(0, 1e9)), max_size=8))
 def test_no_stack_breaks_the_flame_graph(stacks: list[tuple[list[str], float]]) -> None:
     ElementTree.fromstring(flame_graph(stacks, title="t"))

@@ -105,8 +105,15 @@ def _make(name: str) -> Callable[..., None]:
         threshold: str = typer.Option(
             "", metavar="TIME", help=_threshold_help(tool), hidden=not timed
         ),
-        cgroup: str = typer.Option("", metavar="PATH", help="Only this cgroup and those below it."),
-        pid: int = typer.Option(0, min=0, help="Only this process; 0: all."),
+        cgroup: str = typer.Option(
+            "",
+            metavar="PATH",
+            help="Only this cgroup and those below it.",
+            hidden=not tool.selects,
+        ),
+        pid: int = typer.Option(
+            0, min=0, help="Only this process; 0: all.", hidden=not tool.selects
+        ),
         hertz: int = typer.Option(
             99,
             min=1,
@@ -128,6 +135,8 @@ def _make(name: str) -> Callable[..., None]:
             raise UsageError(f"{name} draws no flame graph")
         if threshold and not timed:
             raise UsageError(f"{name} has no threshold")
+        if (cgroup or pid) and not tool.selects:
+            raise UsageError(f"{name} cannot be limited to a cgroup or a process")
         if action not in ("", "record", "report"):
             raise UsageError(f"{action!r} is neither record nor report")
         if action and not file:

@@ -23,6 +23,8 @@ from tegu.probe.tool import CONFIG, Names, Settings, Tool
 __all__ = ["Session", "availability", "watch"]
 
 _POLL_SECONDS = 0.1
+_MOST_AT_ONCE = 200
+_MOST_PENDING = 20_000
 _NICE = -10
 """Of the reader: it does little, and on an overloaded machine it must not wait for its turn."""
 
@@ -36,6 +38,7 @@ class Session:
         self.settings = settings
         self.names = Names(CgroupNames(tool.controller), Symbols())
         self._pending: deque[bytes] = deque()
+        self._dropped = 0
         self._ring: RingBuffer | None = None
         data = object_data(tool.object_name)
         with KernelTypes() as types:
@@ -79,7 +82,7 @@ class Session:
             self.object.leave_out(program)
         self.object.load()
         self.programs = [p for p in self.object.programs() if p not in left_out]
-        self._ring = RingBuffer(self.object.map("events"), self._pending.append)
+        self._ring = RingBuffer(self.object.map("events"), self._take)
         tool.attach(self)
         libc.trim_memory()  # the kernel's types, read twice by now
 
@@ -100,15 +103,27 @@ class Session:
         """Return a map of the program."""
         return self.object.map(name)
 
+    def _take(self, data: bytes) -> None:
+        if len(self._pending) < _MOST_PENDING:
+            self._pending.append(data)
+        else:
+            self._dropped += 1
+
     def lost(self) -> int:
-        """Return how many events found no room, or could not be followed."""
+        """Return how many events found no room, could not be followed, or were not read in time."""
         values = self.map("lost").get(struct.pack("<I", 0))
-        return sum(struct.unpack("<Q", v)[0] for v in values)
+        in_kernel: int = sum(struct.unpack("<Q", v)[0] for v in values)
+        return in_kernel + self._dropped + len(self._pending)
 
     def events(self) -> Iterator[Record]:
-        """Take what is in the ring buffer; it is emptied again before each event is named."""
+        """Take what is in the ring buffer; it is emptied again before each event is named.
+
+        What comes meanwhile waits for the next call: on an overloaded machine this must end too.
+        """
         assert self._ring is not None
-        while self._ring.consume() or self._pending:
+        self._ring.consume()
+        for _ in range(min(len(self._pending), _MOST_AT_ONCE)):
+            self._ring.consume()
             yield {
                 "type": "event",
                 "tool": self.tool.name,

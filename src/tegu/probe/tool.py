@@ -99,6 +99,8 @@ class Tool:
     instant: ClassVar[bool] = False
     """Whether one look is all: no time to wait."""
 
+    selects: ClassVar[bool] = True
+    """Whether `--cgroup` and `--pid` mean anything."""
     stacks: ClassVar[bool] = False
     """Whether `stacks_of` has something for a flame graph."""
     example: ClassVar[str] = ""

@@ -137,8 +137,11 @@ static __always_inline struct event *killed(void)
 SEC("tp_btf/mark_victim")
 int BPF_PROG(exits_oom, struct task_struct *task)
 {
-	struct event *event = killed();
+	struct event *event;
 
+	if (!wanted(task))
+		return 0;
+	event = killed();
 	if (!event)
 		return 0;
 	tell_who(&event->who, task);

@@ -12,6 +12,7 @@ enum { DIRECT, LIMIT, COMPACTION, KINDS };
 struct stall {
 	u64 since[KINDS];
 	u64 order[KINDS];
+	u64 culprit;		/* who is at its limit when it begins: at the end, nobody may be */
 };
 
 struct {
@@ -69,6 +70,8 @@ static __always_inline int begin(int kind, int order)
 	}
 	stall->since[kind] = bpf_ktime_get_ns();
 	stall->order[kind] = order;
+	if (kind == LIMIT)
+		stall->culprit = at_limit(task);
 	return 0;
 }
 
@@ -89,7 +92,7 @@ static __always_inline int end(void *ctx, int kind, u64 reclaimed)
 	ns = now - stall->since[kind];
 	stall->since[kind] = 0;
 	key.victim = cgroup_id_of(task);
-	key.culprit = kind == LIMIT ? at_limit(task) : 0;
+	key.culprit = kind == LIMIT ? stall->culprit : 0;
 	key.kind = kind;
 	slot = log2_slot(ns / 1000);
 	n = bpf_map_lookup_elem(&histogram, &slot);

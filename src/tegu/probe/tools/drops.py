@@ -54,6 +54,7 @@ class Drops(Tool):
     overhead = "one short program for each dropped packet; none without drops"
     object_name = "drops"
     controller = "unified"
+    selects = False  # most packets are dropped before anyone knows whose they are
     needs = (
         Need("tracepoint", "kfree_skb"),
         Need("enum", "skb_drop_reason"),

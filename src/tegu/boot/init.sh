@@ -80,7 +80,8 @@ find_in_tables() {
 	[ -n "$device" ]
 }
 
-find_partition() {
+# The partition that its uevent file calls so: $1 is PARTUUID or PARTNAME.
+find_event() {
 	set +f
 	told=''
 	for event in /sys/class/block/*/uevent; do
@@ -89,19 +90,24 @@ find_partition() {
 		while read -r line; do
 			case $line in
 			DEVNAME=*) name=${line#DEVNAME=} ;;
-			PARTUUID="$1") device=/dev/$name ;;
-			PARTUUID=*) told=yes ;;
+			"$1=$2") device=/dev/$name ;;
+			"$1="*) told=yes ;;
 			esac
 		done <"$event"
 		[ -n "$device" ] && break
 	done
 	set -f
-	[ -n "$device" ] || { [ -z "$told" ] && find_in_tables "$1"; }
+	[ -n "$device" ]
+}
+
+find_partition() {
+	find_event PARTUUID "$1" || { [ -z "$told" ] && find_in_tables "$1"; }
 }
 
 find_root() {
 	case $root in
 	PARTUUID=*) find_partition "${root#PARTUUID=}" ;;
+	PARTLABEL=*) find_event PARTNAME "${root#PARTLABEL=}" ;;
 	UUID=* | LABEL=*) device=$(findfs "$root" 2>/dev/null) && [ -b "$device" ] ;;
 	*) device=$root && [ -b "$device" ] ;;
 	esac
@@ -135,8 +141,8 @@ case $wait in '' | *[!0-9]*) wait=30 ;; esac
 case $root in
 PARTUUID=*[A-F]*) root=PARTUUID=$(echo "${root#PARTUUID=}" | tr A-F a-f) ;;
 esac
-case $root in /dev/* | PARTUUID=* | UUID=* | LABEL=*) ;;
-*) fail "root=$root is none of PARTUUID=, UUID=, LABEL= and /dev/..." ;; esac
+case $root in /dev/* | PARTUUID=* | PARTLABEL=* | UUID=* | LABEL=*) ;;
+*) fail "root=$root is none of PARTUUID=, PARTLABEL=, UUID=, LABEL= and /dev/..." ;; esac
 
 # Hyper-V's bus shows up as an ACPI device; looking there once is enough.
 once=$acpi_devices

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ A fixed place keeps paths out of the objects, and makes them the same to ccache 
 """
 
 _HOURS = 3600
+_SYMVERSIONS = Path(__file__).with_name("symversions.sh")
 # In a mount namespace of its own, which ends with the build.
 _ENTER = 'mount --bind "$1" "$2" && cd "$2" && shift 2 && exec "$@"'
 _ERROR = re.compile(r"(?:^|\s)(?:fatal )?error: |\*\*\* |undefined reference|No space left")
@@ -71,6 +73,9 @@ class Kbuild:
             "HOSTCC=ccache gcc",
             f"KCFLAGS=-ffile-prefix-map={PLACE}=/usr/src/linux",
             f"LOCALVERSION=-{recipe.name}",
+            # Its own variable for this (scripts/Makefile.build), out of a cache.
+            f"cmd_gensymtypes_c=sh {shlex.quote(str(_SYMVERSIONS)).replace('$', '$$')} "
+            "$(dot-target).cmd $(CPP) -D__GENKSYMS__ $(c_flags) $<",
         ]
 
     def make(self, *targets: str, say: Callable[[str], None] | None = None) -> str:

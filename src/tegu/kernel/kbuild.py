@@ -162,6 +162,10 @@ class Kbuild:
         """Return the values of `.config`."""
         return parse_config((self.tree / ".config").read_text())
 
+    def has_modules(self) -> bool:
+        """Say whether `.config` is of a kernel that can load modules."""
+        return self.config().get("MODULES") == "y"
+
     def sign(self, module: Path) -> None:
         """Sign a module that no `modules_install` has signed, if this build signs at all.
 
@@ -171,7 +175,8 @@ class Kbuild:
         if config.get("MODULE_SIG_ALL") != "y":
             return
         key, digest = (config[f"MODULE_SIG_{name}"].strip('"') for name in ("KEY", "HASH"))
-        self.run("scripts/sign-file", digest, key, "certs/signing_key.x509", module)
+        # The key's file holds the certificate too (certs/Makefile).
+        self.run("scripts/sign-file", digest, key, key, module)
 
     def configure(self, fragment: Path, overrides: Sequence[str] = ()) -> None:
         """Make `.config` from nothing but the options in `fragment`.

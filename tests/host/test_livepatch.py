@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tegu.errors import LivepatchError, UnsupportedError, UsageError, VerifyError
 from tegu.host import livepatch as host
-from tegu.host.livepatch import Livepatches
+from tegu.host.livepatch import Livepatches, Reverted
 from tegu.host.livepatch_files import Files
 from tegu.linux.modules import is_signed, modinfo
 
@@ -118,10 +118,10 @@ def test_load_and_revert(kernel: Kernel, patches: Livepatches) -> None:
     assert patches.files.enabled(RELEASE) == "fix"
     patches.load("fix")
     assert kernel.loads == ["livepatch_fix"], "what is there is not loaded again"
-    assert patches.revert("fix")
+    assert patches.revert("fix") == Reverted(True, None)
     assert patches.loaded() == []
     assert patches.files.enabled(RELEASE) is None
-    assert not patches.revert("fix")
+    assert patches.revert("fix") == Reverted(False, None)
 
 
 def test_from_a_file_it_survives(kernel: Kernel, patches: Livepatches, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ __all__ = ["Livepatches", "Loaded", "Reverted", "StalledTask"]
 
 _PREFIX = "livepatch_"
 _PAUSE = 0.1  # seconds between looks at a transition
+_PATIENCE = 10  # seconds for the kernel to let go of a module that is not used any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,9 +338,9 @@ class Livepatches:
         modules = (self._root / "sys/module").glob(f"{_PREFIX}*")
         return sorted(m.name for m in modules if m.name not in active)
 
-    def _unload(self, module: str, *, patience: float = 10) -> None:
+    def _unload(self, module: str, *, patience: float | None = None) -> None:
         """Unload a module that is not used; the kernel may take some seconds to let it go."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + (_PATIENCE if patience is None else patience)
         while (self._root / "sys/module" / module).is_dir():
             try:
                 unload_module(module)

@@ -116,7 +116,7 @@ def test_what_is_replaced(built: Livepatch) -> None:
         "__ia32_sys_newuname",
     }
     assert {"livepatched", "__do_sys_newuname"} <= set(built.added)
-    assert {"shown", "uname_calls", "clones"} <= set(built.data)
+    assert {"shown", "uname_calls", "clones"} <= {n.partition(".")[0] for n in built.data}
 
 
 def test_under_load(guest: KernelMachine, built: Livepatch) -> None:

@@ -23,7 +23,6 @@ from tegu.store import Store
 
 HERE = Path(__file__).parent
 HAMMER = HERE / "hammer.py"
-HOLD = HERE / "hold.py"
 PATCH = HERE / "patches/answers.patch"
 SIG_ENFORCE = "/sys/module/module/parameters/sig_enforce"
 # A program that meets the fault of the live patch, and is started at boot after the patch is there.
@@ -94,15 +93,19 @@ def until(what: Callable[[], bool], seconds: float = 600) -> None:
 
 @contextmanager
 def held(guest: KernelMachine) -> Iterator[None]:
-    """Have a task in the guest that sleeps in clone(2), and cannot be woken."""
-    as_root(guest, "systemd-run --quiet --unit=holder /usr/bin/python3 /tmp/hold.py")
-    stack = "cat /proc/$(systemctl show -P MainPID holder)/stack"
-    until(lambda: "sys_clone" in guest.run(stack, root=True).stdout)
+    """Have a task `holder` in the guest that is stopped: the kernel cannot move it on."""
+    as_root(guest, "cp /usr/bin/sleep /usr/local/bin/holder")
+    as_root(guest, "systemd-run --quiet --unit=holder /usr/local/bin/holder infinity")
+    until(lambda: guest.run("pgrep -x holder").exit_code == 0)
+    as_root(guest, "pkill -STOP -x holder")
+    stack = "cat /proc/$(pgrep -x holder)/stack"
+    until(lambda: "do_signal_stop" in guest.run(stack, root=True).stdout)
     try:
         yield
     finally:
-        as_root(guest, "systemctl kill -s KILL holder; systemctl reset-failed holder; true")
+        as_root(guest, "pkill -KILL -x holder")
         until(lambda: guest.run("pgrep -x holder").exit_code == 1)
+        guest.run("systemctl reset-failed holder", root=True)
 
 
 def test_what_is_replaced(built: Livepatch) -> None:
@@ -110,18 +113,16 @@ def test_what_is_replaced(built: Livepatch) -> None:
         "cmdline_proc_show",
         "c_next",
         "show_console_dev",
-        "__x64_sys_clone",
-        "__ia32_sys_clone",
+        "do_signal_stop",
         "__x64_sys_newuname",
         "__ia32_sys_newuname",
     }
     assert {"livepatched", "__do_sys_newuname"} <= set(built.added)
-    assert {"shown", "uname_calls", "clones"} <= {n.partition(".")[0] for n in built.data}
+    assert {"shown", "uname_calls", "stops"} <= {n.partition(".")[0] for n in built.data}
 
 
 def test_under_load(guest: KernelMachine, built: Livepatch) -> None:
     guest.copy_in(HAMMER, "/tmp/hammer.py")
-    guest.copy_in(HOLD, "/tmp/hold.py")
     guest.copy_in(built.package, "/tmp/answers.deb")
     as_root(
         guest,
@@ -185,7 +186,7 @@ def test_a_task_that_stalls(guest: KernelMachine, built: Livepatch) -> None:
         (task,) = now["stalled"]
         stack = task["stack"]
         assert isinstance(stack, list)
-        assert "__x64_sys_clone" in stack
+        assert "do_signal_stop" in stack
         shown = as_root(guest, "tegu kernel livepatch status")
         assert re.search(r"answers\s+loading", shown), shown
         assert re.search(r"\d+\s+holder\s+\S+ < ", shown), shown

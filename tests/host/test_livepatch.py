@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from tegu.errors import LivepatchError, UnsupportedError, UsageError, VerifyError
 from tegu.host import livepatch as host
-from tegu.host.livepatch import Livepatches
+from tegu.host.livepatch import Livepatches, Reverted
 from tegu.host.livepatch_files import Files
 from tegu.linux.modules import is_signed, modinfo
 
@@ -82,8 +83,6 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
     def write(self: Livepatches, path: Path, value: str) -> None:
         """A real kernel acts on what is written."""
-        import shutil
-
         if path.name == "enabled" and value == "0":
             shutil.rmtree(path.parent)
         elif path.name == "force":
@@ -118,10 +117,10 @@ def test_load_and_revert(kernel: Kernel, patches: Livepatches) -> None:
     assert patches.files.enabled(RELEASE) == "fix"
     patches.load("fix")
     assert kernel.loads == ["livepatch_fix"], "what is there is not loaded again"
-    assert patches.revert("fix")
+    assert patches.revert("fix") == Reverted(True, None)
     assert patches.loaded() == []
     assert patches.files.enabled(RELEASE) is None
-    assert not patches.revert("fix")
+    assert patches.revert("fix") == Reverted(False, None)
 
 
 def test_from_a_file_it_survives(kernel: Kernel, patches: Livepatches, tmp_path: Path) -> None:
@@ -206,6 +205,60 @@ def test_a_task_that_stalls(kernel: Kernel, patches: Livepatches) -> None:
     assert patches.loaded() == []
     assert patches.files.enabled(RELEASE) is None
     assert patches.load("fix", timeout=0, force=True).enabled
+
+
+def test_what_is_forced_back_stays_in_memory(
+    kernel: Kernel, patches: Livepatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(kernel.root, "fix")
+    patches.load("fix")
+    task(kernel.root, 11, "sleeper", "1")
+    there = kernel.sys / "livepatch_fix"
+
+    def write(self: Livepatches, path: Path, value: str) -> None:
+        if path.name == "enabled":
+            path.write_text("0\n")
+            (there / "transition").write_text("1\n")
+        elif path.name == "force":
+            shutil.rmtree(there)
+
+    monkeypatch.setattr(Livepatches, "_write", write)
+    with pytest.raises(LivepatchError, match=r"fix is still run by sleeper \(11\) after 0 s"):
+        patches.revert("fix", timeout=0)
+    assert patches.revert("fix", timeout=0, force=True) == Reverted(True, "livepatch_fix")
+
+    def unload(name: str) -> None:
+        raise OSError(errno.EWOULDBLOCK, "busy")
+
+    monkeypatch.setattr(host, "unload_module", unload)
+    monkeypatch.setattr(host, "_PATIENCE", 0)
+    with pytest.raises(LivepatchError, match="livepatch_fix cannot be unloaded") as caught:
+        patches.load("fix")
+    assert "`tegu kernel livepatch enable`" in str(caught.value.hint)
+
+
+def test_an_interrupted_load_is_taken_back(kernel: Kernel, patches: Livepatches) -> None:
+    kernel.stuck = True
+    install(kernel.root, "fix")
+
+    def interrupt(text: str) -> None:
+        if text.startswith("wait"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        patches.load("fix", say=interrupt)
+    assert patches.loaded() == []
+    assert patches.files.enabled(RELEASE) is None
+
+
+def test_what_was_not_loaded_is_not_to_blame(kernel: Kernel, patches: Livepatches) -> None:
+    kernel.error = errno.EINVAL
+    install(kernel.root, "fix")
+    patches.files.enable("fix", RELEASE)
+    with pytest.raises(LivepatchError, match="the kernel refused"):
+        patches.resume()
+    kernel.boot("two")
+    assert patches.files.blocked() is None
 
 
 def test_a_crash_is_not_repeated(kernel: Kernel, patches: Livepatches) -> None:

@@ -18,17 +18,20 @@ from tegu.lab.flags import machine_options
 from tegu.lab.options import BUSES, Forward, QemuOptions
 from tegu.lab.registry import MachineRecord
 
-QEMU = QemuBinary("/usr/bin/qemu", (7, 2, 0))
 IMAGE = Path("/images/a,b.qcow2")
 
 
 def words(
-    options: QemuOptions, facts: MachineFacts = MACHINES["x86-64"], *, accelerator: str = "tcg"
+    options: QemuOptions,
+    facts: MachineFacts = MACHINES["x86-64"],
+    *,
+    accelerator: str = "tcg",
+    version: tuple[int, ...] = (7, 2, 0),
 ) -> list[str]:
     record = MachineRecord("m", Path("/run/m"), None)
     disk = Disk(Path("/run/m/disk.qcow2"), "qcow2", 1) if options.image else None
     parts = Parts(accelerator, disk, Path("/run/m/seed.img"), Path("/fw/code"), Path("/run/m/vars"))
-    return command_line(options, facts, QEMU, record, parts)
+    return command_line(options, facts, QemuBinary("/usr/bin/qemu", version), record, parts)
 
 
 def after(line: list[str], flag: str) -> list[str]:
@@ -54,6 +57,14 @@ def test_instruction_counting_is_one_thread_and_one_cpu() -> None:
     assert after(line, "-accel") == ["tcg,thread=single"]
     assert after(line, "-smp") == ["1"]
     assert after(words(QemuOptions(image=IMAGE)), "-accel") == ["tcg,thread=multi"]
+
+
+def test_cpus_take_turns_where_qemu_is_too_old_for_code_that_changes() -> None:
+    facts, image = MACHINES["x86-64"], QemuOptions(image=IMAGE, one_thread=True, cpus=2)
+    line = words(image)
+    assert (after(line, "-accel"), after(line, "-smp")) == (["tcg,thread=single"], ["2"])
+    assert after(words(image, facts, version=(8, 1, 0)), "-accel") == ["tcg,thread=multi"]
+    assert after(words(image, accelerator="kvm"), "-accel") == ["kvm"]
 
 
 @pytest.mark.parametrize("bus", BUSES)
@@ -104,7 +115,7 @@ def test_commas_in_paths_are_doubled() -> None:
     line = command_line(
         QemuOptions(image=IMAGE),
         MACHINES["x86-64"],
-        QEMU,
+        QemuBinary("/usr/bin/qemu", (7, 2, 0)),
         record,
         Parts("tcg", None, None, None, None),
     )

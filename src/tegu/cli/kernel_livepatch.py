@@ -132,7 +132,7 @@ def load(
         typer.Option(
             "--force",
             help="Move tasks that stall as they are. They may then run old and new code mixed, "
-            "and the module can never be unloaded.",
+            "and live patches that this one replaces stay in memory until the next boot.",
         ),
     ] = False,
     as_json: Json = False,
@@ -176,7 +176,12 @@ def revert(
     release: Annotated[str, typer.Option(help="The kernel [the one that runs].")] = "",
     timeout: Timeout = 60,
     force: Annotated[
-        bool, typer.Option("--force", help="Move tasks that stall as they are; see load --help.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Move tasks that stall as they are. They may then run old and new code mixed, "
+            "and the module stays in memory until the next boot.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -188,9 +193,11 @@ def revert(
             name, release=release or None, timeout=timeout, force=force, say=say
         )
     if as_json:
-        print_json({"name": name, "reverted": done})
-    elif not done:
+        print_json({"name": name, "reverted": done.found, "module_left": done.left})
+    elif not done.found:
         note(f"{name} was neither loaded nor enabled")
+    elif done.left is not None:
+        note(f"tasks still run functions of {done.left}: it stays in memory until the next boot")
 
 
 @app.command("list", epilog="Example: tegu kernel livepatch list --json")

@@ -16,14 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tegu.errors import LivepatchError, UnsupportedError, UsageError, VerifyError
+from tegu.errors import LivepatchError, TeguError, UnsupportedError, UsageError, VerifyError
 from tegu.host.livepatch_files import Files, Installed
 from tegu.linux.modules import is_signed, load_module, modinfo, unload_module
 
-__all__ = ["Livepatches", "Loaded", "StalledTask"]
+__all__ = ["Livepatches", "Loaded", "Reverted", "StalledTask"]
 
 _PREFIX = "livepatch_"
 _PAUSE = 0.1  # seconds between looks at a transition
+_PATIENCE = 10  # seconds for the kernel to let go of a module that is not used any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,17 @@ class StalledTask:
     tid: int
     name: str
     stack: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reverted:
+    """What became of a live patch: `found` says that it was loaded, or was to be at boot.
+
+    `left` is its module when that has to stay in memory until the next boot.
+    """
+
+    found: bool
+    left: str | None
 
 
 Say = Callable[[str], None]
@@ -114,9 +126,9 @@ class Livepatches:
         """Load a live patch, by the name of an installed one or the path of a module.
 
         Waits up to `timeout` seconds for all tasks; then the patch is taken back, or with `force`
-        the tasks are moved as they are (and the module can never be unloaded). It is loaded again
-        at each boot of this kernel. Raises VerifyError for a module of another kernel or with a
-        wrong signature, LivepatchError when the kernel refuses it or tasks stall.
+        the tasks are moved as they are (what it replaced can then never be unloaded). It is loaded
+        again at each boot of this kernel. Raises VerifyError for a module of another kernel or with
+        a wrong signature, LivepatchError when the kernel refuses it or tasks stall.
         """
         self.loaded()
         path, name = self._module(wanted)
@@ -205,11 +217,17 @@ class Livepatches:
         return LivepatchError(f"the kernel refused {name}: {error.strerror}", hint=hint)
 
     def _wait(self, module: str, name: str, timeout: float, force: bool, say: Say | None) -> None:
-        if self._settled(module, timeout, say):
-            return
+        try:
+            if self._settled(module, timeout, say):
+                return
+        except KeyboardInterrupt:
+            # Not left half done: the kernel goes back by itself.
+            self._write(self._sys / module / "enabled", "0")
+            raise
         tasks = self.stalled()
         if force:
-            # It leaves replaced functions on stacks: the module can never be unloaded after that.
+            # Tasks may still run what is replaced: live patches that this one replaces can never
+            # be unloaded after that (klp_force_transition).
             self._write(self._sys / module / "force", "1")
             if self._settled(module, timeout, say):
                 return
@@ -229,21 +247,22 @@ class Livepatches:
         timeout: float = 60,
         force: bool = False,
         say: Say | None = None,
-    ) -> bool:
-        """Take a live patch out of the kernel and do not load it at boot; False: it was not there.
+    ) -> Reverted:
+        """Take a live patch out of the kernel and do not load it at boot.
 
         For a `release` that does not run there is only the next boot to see to.
 
         Raises LivepatchError when tasks still run its functions after `timeout` seconds; it stays
-        disabled then, and goes when they have moved. With `force` they are moved as they are.
+        disabled then, and goes when they have moved. With `force` they are moved as they are; the
+        module then stays in memory until the next boot, for they still run its functions.
         """
         plain = name.replace("-", "_").removeprefix(_PREFIX)
         forgotten = self.files.disable(plain, release or self.release)
         if release not in (None, self.release):
-            return forgotten
+            return Reverted(forgotten, None)
         there = self._find(plain)
         if there is None:
-            return forgotten
+            return Reverted(forgotten, None)
         if there.enabled:
             self._write(self._sys / there.module / "enabled", "0")
         if not self._gone(there.module, timeout, say):
@@ -255,9 +274,9 @@ class Livepatches:
                     f"{there.name} is still run by {_named(tasks)} after {timeout:g} s",
                     hint=_where(tasks),
                 )
-        if not force:
-            self._unload(there.module)
-        return True
+            return Reverted(True, there.module)
+        self._unload(there.module)
+        return Reverted(True, None)
 
     # Boot
 
@@ -274,7 +293,13 @@ class Livepatches:
                 f"{self.files.blocked()} is not loaded: the machine did not last with it",
                 hint=f"to try again: tegu kernel livepatch load {name}",
             )
-        return self.load(name)
+        try:
+            return self.load(name)
+        except TeguError:
+            # What is not in the kernel is not to blame when the machine does not last.
+            if not any(p.name == name for p in self.loaded()):
+                self.files.settle()
+            raise
 
     def installed(self) -> list[Installed]:
         """Return what is on the disk, for all kernels."""
@@ -313,9 +338,9 @@ class Livepatches:
         modules = (self._root / "sys/module").glob(f"{_PREFIX}*")
         return sorted(m.name for m in modules if m.name not in active)
 
-    def _unload(self, module: str, *, patience: float = 10) -> None:
+    def _unload(self, module: str, *, patience: float | None = None) -> None:
         """Unload a module that is not used; the kernel may take some seconds to let it go."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + (_PATIENCE if patience is None else patience)
         while (self._root / "sys/module" / module).is_dir():
             try:
                 unload_module(module)
@@ -325,7 +350,8 @@ class Livepatches:
                 if e.errno not in (errno.EWOULDBLOCK, errno.EBUSY) or time.monotonic() > deadline:
                     raise LivepatchError(
                         f"the module {module} cannot be unloaded: {e.strerror}",
-                        hint="one that was forced stays until the next boot",
+                        hint="one that was taken out by force stays until the next boot; "
+                        "`tegu kernel livepatch enable` has it loaded then",
                     ) from e
                 time.sleep(_PAUSE)
 

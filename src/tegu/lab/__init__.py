@@ -21,6 +21,7 @@ from tegu.lab.boot import (
     stop,
 )
 from tegu.lab.flags import machine_options
+from tegu.lab.kernel_machine import KernelMachine
 from tegu.lab.local import LocalMachine
 from tegu.lab.machine import Machine, Result
 from tegu.lab.options import Forward, QemuOptions
@@ -46,6 +47,7 @@ __all__ = [
     "Event",
     "Forward",
     "Found",
+    "KernelMachine",
     "Line",
     "LocalMachine",
     "Machine",

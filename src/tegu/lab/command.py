@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tegu.lab.arch import MachineFacts
 from tegu.lab.binary import QemuBinary
@@ -14,6 +14,10 @@ from tegu.lab.options import Bus, QemuOptions
 from tegu.lab.registry import MachineRecord
 
 __all__ = ["Parts", "command_line"]
+
+# QEMU's commit "accel/tcg: Always lock pages before translation": until then one thread could
+# translate code that another was writing, and keep what it had read.
+_SAFE: Final = (8, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ def command_line(
     cpu = facts.emulated_cpu(qemu.version) if emulated else facts.kvm_cpu
     accelerator = parts.accelerator
     if emulated:
-        accelerator += ",thread=single" if options.icount else ",thread=multi"
+        turns = options.icount or (options.one_thread and qemu.version < _SAFE)
+        accelerator += ",thread=single" if turns else ",thread=multi"
     out = [
         qemu.path,
         *("-name", f"{record.name},process=tegu-{record.name}"),

@@ -3,7 +3,8 @@
 QEMU's user-mode network takes a connection at once, and passes it on when the guest has a network.
 A connection that came too early is passed on again only after several seconds, while a busy guest
 may need seconds for its greeting: so a fresh connection is made every second, the earlier ones are
-kept for a while, and the first greeting counts.
+kept for a while, and the first greeting counts. The longer it takes, the slower the guest seems to
+be, and the rarer fresh ones become: each costs it a process, and too many at once are all refused.
 """
 
 from __future__ import annotations
@@ -17,16 +18,25 @@ from typing import Final
 __all__ = ["knock"]
 
 _EVERY: Final = 1.0
-_KEPT: Final = 8.0  # seconds that a connection may take to greet
+_PART: Final = 20  # after n seconds a fresh connection is made every n/20 seconds
+_KEPT: Final = 8  # so many of these intervals a connection may take to greet
 
 
 def knock(
-    host: str, port: int, greeting: bytes, timeout: float, gone: Callable[[], bool]
+    host: str,
+    port: int,
+    greeting: bytes,
+    timeout: float,
+    gone: Callable[[], bool],
+    *,
+    waited: float = 0,
 ) -> str | None:
     """Return None once a server greets with `greeting`, or after `timeout` seconds why not.
 
-    `gone` is asked once a second whether there is any sense in going on.
+    `gone` is asked with each try whether there is any sense in going on; `waited` seconds have
+    passed already.
     """
+    started = time.monotonic() - waited
     deadline = time.monotonic() + timeout
     why = "no greeting"
     with selectors.DefaultSelector() as waiting:
@@ -36,10 +46,11 @@ def knock(
                 if now >= next_one:
                     if gone():
                         break
-                    _drop_old(waiting, now - _KEPT)
+                    every = max(_EVERY, (now - started) / _PART)
+                    _drop_old(waiting, now - every * _KEPT)
                     failed = _connect(waiting, host, port, now)
                     why = failed or why
-                    next_one = now + _EVERY
+                    next_one = now + every
                 for key, _ in waiting.select(max(0.0, min(next_one, deadline) - now)):
                     said = _read(key.fileobj)
                     if said.startswith(greeting):

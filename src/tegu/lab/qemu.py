@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _START: Final = 30.0  # seconds for QEMU to open its monitor
 _PANIC: Final = re.compile(r"Kernel panic - not syncing.*|KVM internal error.*")
+# The first line of a kernel that starts: what was said before is of an earlier one.
+_STARTS: Final = re.compile(r"\[ *0\.000000\] Linux version ")
 
 
 class QemuMachine(OverSsh):
@@ -200,9 +202,9 @@ class QemuMachine(OverSsh):
         if not self.alive():
             why = complaint(self.record.errors)
             return f"has died ({why or self._last()})"
-        panics = _PANIC.findall(said)
-        if panics:
-            return f"has crashed: {panics[-1].strip()}"
+        crash = _crash(said)
+        if crash is not None:
+            return f"has crashed: {crash}"
         if "KVM internal error" in self._errors():
             reason = "a machine failed with a KVM internal error"
             facts = next(f for f in MACHINES.values() if f.name == self.record.architecture)
@@ -316,3 +318,10 @@ class QemuMachine(OverSsh):
     ) -> None:
         if not self._left:
             self.release()
+
+
+def _crash(said: str) -> str | None:
+    """Return the panic that a console ends with; one after which a kernel started is over."""
+    started = list(_STARTS.finditer(said))
+    panics: list[str] = _PANIC.findall(said, started[-1].start() if started else 0)
+    return panics[-1].strip() if panics else None

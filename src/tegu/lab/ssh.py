@@ -24,6 +24,7 @@ __all__ = ["Address", "OverSsh", "Ssh", "make_key", "reboot"]
 log = logging.getLogger(__name__)
 
 _CONNECT = 20  # seconds for TCP and the handshake; an emulated machine under load needs several
+_PART = 8  # a machine that has taken n seconds to start gets n/8 for a handshake, if that is more
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,14 @@ class Ssh:
         self._control = directory / "ssh"
         self._dead = dead
         self._last = last
+        self._connect: float = _CONNECT
 
     def options(self) -> list[str]:
         """Return the options that ssh and scp share."""
         address = self.address
         settings = {
             "BatchMode": "yes",
-            "ConnectTimeout": str(_CONNECT),
+            "ConnectTimeout": f"{self._connect:.0f}",
             "ServerAliveInterval": "10",
             "ServerAliveCountMax": "3",
             "ControlMaster": "auto",
@@ -168,9 +170,10 @@ class Ssh:
                 raise MachineError(
                     f"{self.name} did not answer on SSH within {timeout:g} s ({last}){self.where()}"
                 )
-            greeting = self._greeting(left)
+            greeting = self._greeting(left, started)
+            self._connect = max(self._connect, (time.monotonic() - started) / _PART)
             if greeting is None:
-                attempt = self._attempt(min(left + 1, _CONNECT * 2))
+                attempt = self._attempt(min(left + 1, self._connect * 2))
                 if attempt is None:
                     return time.monotonic() - started
                 last = attempt
@@ -184,7 +187,7 @@ class Ssh:
 
     def answers(self) -> bool:
         """True when a command can be run now."""
-        return self._attempt(_CONNECT * 2) is None
+        return self._attempt(self._connect * 2) is None
 
     def where(self) -> str:
         """Return where the machine has got to, as the end of a sentence."""
@@ -197,12 +200,15 @@ class Ssh:
             with suppress(CommandError):
                 run(self.argv("-O", "exit"), check=False, timeout=10)
 
-    def _greeting(self, timeout: float) -> str | None:
+    def _greeting(self, timeout: float, started: float) -> str | None:
         """Return None when a server greets (RFC 4253, 4.2), else why not; cheap and quick."""
         address = self.address
         if address.known_hosts is None or address.port is None:
             return None  # the user's ssh_config may go by proxies: only ssh itself can tell
-        return knock(address.host, address.port, b"SSH-", timeout, lambda: self._dead() is not None)
+        return knock(
+            *(address.host, address.port, b"SSH-", timeout, lambda: self._dead() is not None),
+            waited=time.monotonic() - started,
+        )
 
     def _attempt(self, timeout: float) -> str | None:
         try:

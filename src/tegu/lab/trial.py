@@ -12,6 +12,7 @@ from tegu.errors import MachineError, UsageError
 from tegu.lab.bisect import Trial, Verdict
 from tegu.lab.flags import accelerator_choice
 from tegu.lab.interrupt import ended_by_signals
+from tegu.lab.kernel_machine import KernelMachine
 from tegu.lab.machine import Machine
 from tegu.lab.options import QemuOptions
 from tegu.lab.plan import MachinePlan, Plan
@@ -20,7 +21,6 @@ from tegu.lab.results import Report
 from tegu.lab.runner import run_plan
 from tegu.lab.seed import Seed
 from tegu.lab.subject import plan_options
-from tegu.process import run
 
 __all__ = ["SKIP", "Bootable", "TrialSettings", "try_command", "try_plan"]
 
@@ -74,7 +74,7 @@ def try_command(
     """
     started = time.monotonic()
     options = _options(what, settings)
-    machine = _TrialMachine(options, what.modules)
+    machine = KernelMachine(options, what.modules)
     with ended_by_signals(), _released(machine):
         try:
             say("boot")
@@ -109,7 +109,7 @@ def try_plan(
 
     def machine_for(spec: MachinePlan) -> Machine:
         options = plan_options(what.image, spec, accelerator_choice(settings.accelerator))
-        return _TrialMachine(_started_by(options, what), what.modules)
+        return KernelMachine(_started_by(options, what), what.modules)
 
     say("run the plan")
     report = run_plan(plan, machine_for, subject=str(what.kernel or what.image))
@@ -146,48 +146,6 @@ def _started_by(options: QemuOptions, what: Bootable) -> QemuOptions:
     if what.kernel is None:
         return options
     return replace(options, kernel=what.kernel, initrd=what.initrd, append=what.append)
-
-
-class _TrialMachine(QemuMachine):
-    """A machine that gets the modules of the kernel that it was started with."""
-
-    def __init__(self, options: QemuOptions, modules: Path | None) -> None:
-        super().__init__(options)
-        self._modules = modules
-
-    def wait_for_ssh(self, timeout: float = 300) -> float:
-        """Wait until commands can be run, and put the modules where modprobe(8) looks."""
-        seconds = super().wait_for_ssh(timeout)
-        if self._modules is None:
-            return seconds
-        modules, self._modules = self._modules, None
-        place = f"/usr/lib/modules/{modules.name}"
-        # One file is copied far quicker than thousands, and links stay what they are.
-        archive = self.record.directory / "modules.tar"
-        tar: list[str | Path] = [
-            "tar",
-            "--owner=0",
-            "--group=0",
-            "-C",
-            modules.parent,
-            "-cf",
-            archive,
-            modules.name,
-        ]
-        run(tar, timeout=300)
-        self.copy_in(archive, "/tmp/tegu-modules.tar", timeout=900)
-        archive.unlink()
-        done = self.run(
-            f"rm -rf {place} && mkdir -p /usr/lib/modules && "
-            "tar -C /usr/lib/modules -xf /tmp/tegu-modules.tar && rm /tmp/tegu-modules.tar",
-            root=True,
-            timeout=300,
-        )
-        if done.exit_code != 0:
-            raise MachineError(
-                f"cannot put the modules into the machine: {done.stderr.strip()[-200:]}"
-            )
-        return seconds
 
 
 @contextmanager

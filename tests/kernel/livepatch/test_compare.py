@@ -167,3 +167,30 @@ def test_the_extract_runs_and_shares_the_state_of_the_original(
     # Old: 2*3+1+1000. New: its callee is new as well, the counter is the old one's, and a pointer
     # to the function stays what it was.
     assert text == "new 6 1007 1011 2 1\n"
+
+
+LOCKS = """
+struct lock_class {};
+extern void init(const char *, struct lock_class *);
+extern int slow(int);
+int first(int x) { static struct lock_class key; init("first", &key); return slow(x); }
+int second(int x) { static struct lock_class key; init("second", &key); return slow(x) + 1; }
+"""
+
+
+def test_variables_without_content(change: Compare) -> None:
+    """The class of a lock is nothing where locking is not checked; its number may shift."""
+    found = change(
+        ("int first(int x) {", "int first(int x) { static int calls; calls++; "), base=LOCKS
+    )
+    assert (found.functions, found.added) == (("first",), ())
+
+    def never(name: object) -> str:
+        raise AssertionError(f"{name} is not the running kernel's")
+
+    made = extract(found, "new_", original=never, outside=lambda name: name)
+    assert made.data == ("calls",) or made.data[0].startswith("calls.")
+    symbols = {s.name: s for s in made.obj.symbols}
+    (key,) = (s for name, s in symbols.items() if name.startswith("key"))
+    assert key.section is not None
+    assert key.section.size == 0

@@ -201,9 +201,11 @@ class _Taker:
     def take(self) -> Taken:
         found: dict[str, Piece] = {}
         for section in self.obj.sections:
-            if not section.flags & SHF_ALLOC or not section.size or _IGNORED.match(section.name):
+            if not section.flags & SHF_ALLOC or _IGNORED.match(section.name):
                 continue
             if section.name in TABLES or section.name.startswith(".discard."):
+                continue
+            if not section.size and not self._named_nothing(section):
                 continue
             pieces = self._split(section)
             self.at[id(section)] = ([p.start for p in pieces], pieces)
@@ -230,6 +232,10 @@ class _Taker:
             for r in s.relocs
         }
         return Taken(self.source, self.obj.machine, self.obj.flags, found, frozenset(exports))
+
+    def _named_nothing(self, section: Section) -> bool:
+        """Whether an empty section has a variable: a structure without members, as lock classes."""
+        return any(s.section is section and s.kind == STT_OBJECT for s in self.obj.symbols)
 
     def _split(self, section: Section) -> list[Piece]:
         """Divide a section by the symbols that have a size; what is between belongs before."""

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tegu.errors import SandboxError
@@ -17,7 +17,7 @@ from tegu.linux.cgroups import Group
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.wireless import receive, tell
 
-__all__ = ["Box", "Outcome", "Pending"]
+__all__ = ["Box", "Outcome", "Pending", "RefusedError"]
 
 _GRACE = 5.0
 """Seconds that a box's first process has to carry a kill out before the whole box is killed."""
@@ -52,6 +52,8 @@ class Pending:
     timed_out: bool = False
     program: str = ""
     """What was to be started, for the message when it cannot."""
+    started: Callable[[int], None] | None = None
+    """Called with the program's pid in the box, once it runs in a box that lives on."""
 
     def finish(self, answer: Outcome | list[int] | SandboxError) -> None:
         """Answer, and let the timer go."""
@@ -201,7 +203,7 @@ class Box:
         self._ask("open", pending, (path, str(flags)))
 
     def change(self, op: str, pending: Pending, *arguments: str) -> None:
-        """mkdir or remove a path; pause or resume all programs."""
+        """mkdir or remove a path, rename one; pause or resume all programs."""
         self._ask(op, pending, arguments)
 
     def kill(self) -> None:
@@ -209,6 +211,13 @@ class Box:
         self._doomed = True
         if self.pid:
             self._signal(signal.SIGKILL)
+
+    def live_for(self, seconds: float | None) -> None:
+        """End it in `seconds` from now, whatever was said before; None lets it live on."""
+        if self._life is not None:
+            self._life.cancel()
+        self._life = None if seconds is None else self._loop.call_later(seconds, self._expire)
+        self.spec = replace(self.spec, timeout=seconds)
 
     # Inside.
 
@@ -287,6 +296,10 @@ class Box:
                 self._answer(1, [])
             elif words[0] == "error":
                 self.error = self._start_error(words)
+            elif words[0] == "started":
+                begun = self._pending.get(int(words[1]))
+                if begun is not None and begun.started is not None:
+                    begun.started(int(words[2]))
             elif words[0] == "exited":
                 number, status = int(words[1]), int(words[2])
                 user, system, rss = float(words[3]), float(words[4]), int(words[5])
@@ -306,7 +319,7 @@ class Box:
                     if self._once:
                         self.kill()
                 elif pending is not None:
-                    pending.finish(SandboxError(what))
+                    pending.finish(RefusedError(what, int(words[2])))
         except (IndexError, ValueError, OverflowError):
             self.error = SandboxError(f"box {self.name} talks nonsense: it was killed")
             self.kill()
@@ -423,6 +436,14 @@ def _last_words(link: socket.socket) -> tuple[bytes, list[int]]:
 def _words(run: RunSpec) -> list[str]:
     env = [f"{name}={value}" for name, value in run.environment().items()]
     return [run.cwd, str(len(run.argv)), *run.argv, *env]
+
+
+class RefusedError(SandboxError):
+    """The kernel refused what was asked of the box; `number` is the errno."""
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(what)
+        self.number = number
 
 
 class StartError(SandboxError):

@@ -552,6 +552,8 @@ static void run(int alone)
     }
     runs = grown(runs, n_runs, &room_runs, sizeof *runs);
     runs[n_runs++] = new;
+    if (!alone)
+        say(CONTROL, -1, "started\1%ld\1%d", new.number, new.pid);
 }
 
 static void kill_run(long which, int with, int everything)
@@ -594,17 +596,41 @@ static int open_inside(const char *path, int flags, mode_t mode)
     return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
 }
 
-/* mkdir or remove: the last name of a path, in its directory. */
-static int change(const char *op, char *path)
+/* Open the directory that a path's last name is in, and point to that name. */
+static int directory_of(char *path, const char **name)
 {
     size_t n = strlen(path);
     while (n > 1 && path[n - 1] == '/')
         path[--n] = '\0';
     char *slash = strrchr(path, '/');
-    const char *name = slash ? slash + 1 : path;
+    *name = slash ? slash + 1 : path;
     if (slash)
         *slash = '\0';
-    int fd = open_inside(slash && *path ? path : "/", O_PATH | O_DIRECTORY, 0);
+    return open_inside(slash && *path ? path : "/", O_PATH | O_DIRECTORY, 0);
+}
+
+static int rename_inside(char *from, char *to)
+{
+    const char *old, *new;
+    int one = directory_of(from, &old);
+    if (one < 0)
+        return -1;
+    int other = directory_of(to, &new), why = errno;
+    int done = other < 0 ? -1 : renameat(one, old, other, new);
+    if (other >= 0) {
+        why = errno;
+        close(other);
+    }
+    close(one);
+    errno = why;
+    return done;
+}
+
+/* mkdir or remove: the last name of a path, in its directory. */
+static int change(const char *op, char *path)
+{
+    const char *name;
+    int fd = directory_of(path, &name);
     if (fd < 0)
         return -1;
     int done;
@@ -661,6 +687,10 @@ static void obey(void)
         say(CONTROL, -1, "done\1%s", n);
     } else if ((!strcmp(op, "mkdir") || !strcmp(op, "remove")) && n_fields == 3) {
         done = change(op, fields[2]);
+        if (done == 0)
+            say(CONTROL, -1, "done\1%s", n);
+    } else if (!strcmp(op, "rename") && n_fields == 4) {
+        done = rename_inside(fields[2], fields[3]);
         if (done == 0)
             say(CONTROL, -1, "done\1%s", n);
     } else {

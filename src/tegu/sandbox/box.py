@@ -17,7 +17,7 @@ from tegu.linux.cgroups import Group
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.wireless import receive, tell
 
-__all__ = ["Box", "Outcome", "Pending", "RefusedError"]
+__all__ = ["Box", "Outcome", "Pending", "RefusedError", "StartError"]
 
 _GRACE = 5.0
 """Seconds that a box's first process has to carry a kill out before the whole box is killed."""

@@ -1,0 +1,366 @@
+"""What E2B's clients expect inside a sandbox: processes and files, as Connect RPC services.
+
+Services `process.Process` and `filesystem.Filesystem`, by their published names and fields. That a
+program ends when its `Start` has run out of time, whoever still listens, is as they have it; that a
+client which went away can connect again and misses nothing is ours (`program`).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+import signal
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from tegu.sandbox.web import connect
+from tegu.sandbox.web.fault import Fault, gone
+from tegu.sandbox.web.fields import Fields
+from tegu.sandbox.web.gate import HELD
+from tegu.sandbox.web.held import Held
+from tegu.sandbox.web.program import End, Program
+from tegu.sandbox.web.tree import Info, Tree
+from tegu.sandbox.web.watch import Change, Watcher
+
+__all__ = ["HOME", "check_user", "routes"]
+
+HOME = "/root"
+_SIGNALS = {
+    "SIGNAL_SIGTERM": signal.SIGTERM,
+    "SIGNAL_SIGKILL": signal.SIGKILL,
+    "15": signal.SIGTERM,
+    "9": signal.SIGKILL,
+}
+_FILE_TYPES = {
+    "file": "FILE_TYPE_FILE",
+    "directory": "FILE_TYPE_DIRECTORY",
+    "link": "FILE_TYPE_SYMLINK",
+    "other": "FILE_TYPE_UNSPECIFIED",
+}
+_OUTPUTS = {"stdout": "stdout", "stderr": "stderr", "terminal": "pty"}
+
+
+def check_user(name: str) -> None:
+    """Raise Fault unless a program may run as this user: root, or who is not named."""
+    if name not in ("", "root"):
+        raise Fault(
+            "unauthenticated",
+            f"invalid username: {name!r}",
+            hint="programs run as root of their sandbox, who is nobody on the host",
+        )
+
+
+def _user(request: web.Request) -> None:
+    kind, _, text = request.headers.get("Authorization", "").partition(" ")
+    if kind.lower() != "basic":
+        return
+    try:
+        name = base64.b64decode(text, validate=True).decode().partition(":")[0]
+    except (binascii.Error, ValueError):
+        raise Fault("unauthenticated", "Authorization: it is not base64") from None
+    check_user(name)
+
+
+# process.Process
+
+
+def _selected(held: Held, message: Fields) -> Program:
+    selector = message.message("process")
+    if selector.has("pid"):
+        return held.program(selector.whole("pid"))
+    tag = selector.text("tag")
+    for program in held.programs.values():
+        if tag and program.tag == tag:
+            return program
+    raise Fault("not_found", f"there is no process with the tag {tag!r}")
+
+
+def _size(message: Fields) -> tuple[int, int] | None:
+    if not message.has("pty"):
+        return None
+    size = message.message("pty").message("size")
+    return size.whole("rows") or 24, size.whole("cols") or 80
+
+
+async def _start(
+    request: web.Request, message: Fields, seconds: float | None
+) -> AsyncIterator[dict[str, Any]]:
+    held = request[HELD]
+    _user(request)
+    config = message.message("process")
+    program = await held.start_program(
+        [config.text("cmd"), *config.texts("args")],
+        env=config.table("envs"),
+        cwd=Tree(held).resolve(config.text("cwd") or HOME, HOME),
+        timeout=seconds,
+        tag=message.text("tag") or None,
+        stdin=message.flag("stdin", default=True),
+        size=_size(message),
+    )
+    async for event in _events(held, program):
+        yield event
+
+
+async def _connect(
+    request: web.Request, message: Fields, _: float | None
+) -> AsyncIterator[dict[str, Any]]:
+    held = request[HELD]
+    async for event in _events(held, _selected(held, message)):
+        yield event
+
+
+async def _events(held: Held, program: Program) -> AsyncIterator[dict[str, Any]]:
+    listener = program.listen()
+    try:
+        yield {"event": {"start": {"pid": program.pid}}}
+        while not isinstance(item := await listener.next(), End):
+            stream, data = item
+            output = {_OUTPUTS[stream]: base64.b64encode(data).decode()}
+            yield {"event": {"data": output}}
+        yield {"event": {"end": _end(held, program, item)}}
+    finally:
+        listener.close()
+
+
+def _end(held: Held, program: Program, end: End) -> dict[str, Any]:
+    outcome = end.outcome
+    if outcome is None or (outcome["timed_out"] and not program.timed_out):
+        raise gone(held.id, held.ended or (end.error.message if end.error else "its time is over"))
+    if program.timed_out:
+        raise Fault(
+            "deadline_exceeded",
+            f"process {program.pid} was killed at its timeout of {program.timeout:g} s",
+        )
+    number, code = outcome["signal"], outcome["code"]
+    if number:
+        name = signal.strsignal(number) or str(number)
+        what = "it reached the sandbox's memory limit" if outcome["out_of_memory"] else ""
+        status = f"signal: {name.lower()}"
+        error = f"{status}: {what}" if what else status
+        return {"exitCode": -1, "exited": False, "status": status, "error": error}
+    status = f"exit status {code}"
+    return {
+        "exitCode": code,
+        "exited": True,
+        "status": status,
+        **({"error": status} if code else {}),
+    }
+
+
+async def _list(request: web.Request, _: Fields) -> dict[str, Any]:
+    return {
+        "processes": [
+            {
+                "config": {"cmd": p.argv[0], "args": p.argv[1:], "envs": p.env, "cwd": p.cwd},
+                "pid": p.pid,
+                **({"tag": p.tag} if p.tag else {}),
+            }
+            for p in request[HELD].running()
+        ]
+    }
+
+
+async def _send(program: Program, message: Fields) -> None:
+    kind = "pty" if program.has_terminal else "stdin"
+    if not message.has(kind) and program.running:
+        other = "stdin" if kind == "pty" else "pty"
+        raise Fault("invalid_argument", f"process {program.pid} takes {kind}, not {other}")
+    await program.write(message.data(kind))
+
+
+async def _send_input(request: web.Request, message: Fields) -> dict[str, Any]:
+    await _send(_selected(request[HELD], message), message.message("input"))
+    return {}
+
+
+async def _stream_input(request: web.Request, messages: AsyncIterator[Fields]) -> dict[str, Any]:
+    program: Program | None = None
+    async for message in messages:
+        if message.has("start"):
+            program = _selected(request[HELD], message.message("start"))
+        elif message.has("data"):
+            if program is None:
+                raise Fault("invalid_argument", "data comes before it was said for which process")
+            await _send(program, message.message("data").message("input"))
+    return {}
+
+
+async def _close_stdin(request: web.Request, message: Fields) -> dict[str, Any]:
+    await _selected(request[HELD], message).end_input()
+    return {}
+
+
+async def _send_signal(request: web.Request, message: Fields) -> dict[str, Any]:
+    program = _selected(request[HELD], message)
+    number = message.text("signal") if not message.has("signal") else _signal_name(message)
+    found = _SIGNALS.get(number)
+    if found is None:
+        raise Fault("invalid_argument", f"signal: {number!r} is neither SIGTERM nor SIGKILL")
+    # Killed with all that it left: what it started would else go on unseen.
+    await program.signal(None if found == signal.SIGKILL else int(found))
+    return {}
+
+
+def _signal_name(message: Fields) -> str:
+    try:
+        return str(message.whole("signal"))
+    except Fault:
+        return message.text("signal")
+
+
+async def _update(request: web.Request, message: Fields) -> dict[str, Any]:
+    program, size = _selected(request[HELD], message), _size(message)
+    if size is not None:
+        program.resize(*size)
+    return {}
+
+
+# filesystem.Filesystem
+
+
+def _entry(info: Info) -> dict[str, Any]:
+    modified = datetime.fromtimestamp(max(0.0, min(info.modified, 253402300799.0)), UTC)
+    entry: dict[str, Any] = {
+        "name": info.name,
+        "type": _FILE_TYPES[info.kind],
+        "path": info.path,
+        "size": str(info.size),
+        "mode": info.mode,
+        "permissions": info.permissions,
+        "owner": info.owner,
+        "group": info.group,
+        "modifiedTime": modified.isoformat().replace("+00:00", "Z"),
+    }
+    if info.target is not None:
+        entry |= {"symlinkTarget": info.target, "isSymlink": True}
+    if info.metadata:
+        entry["metadata"] = info.metadata
+    return entry
+
+
+def _place(request: web.Request, message: Fields, name: str = "path") -> tuple[Tree, str]:
+    _user(request)
+    tree = Tree(request[HELD])
+    return tree, tree.resolve(message.text(name), HOME)
+
+
+async def _stat(request: web.Request, message: Fields) -> dict[str, Any]:
+    tree, path = _place(request, message)
+    return {"entry": _entry(await tree.stat(path))}
+
+
+async def _make_dir(request: web.Request, message: Fields) -> dict[str, Any]:
+    tree, path = _place(request, message)
+    if not await tree.make_directories(path):
+        raise Fault("already_exists", f"{path}: it is there already")
+    return {"entry": _entry(await tree.stat(path))}
+
+
+async def _move(request: web.Request, message: Fields) -> dict[str, Any]:
+    tree, source = _place(request, message, "source")
+    target = tree.resolve(message.text("destination"), HOME)
+    await tree.move(source, target)
+    return {"entry": _entry(await tree.stat(target))}
+
+
+async def _list_dir(request: web.Request, message: Fields) -> dict[str, Any]:
+    tree, path = _place(request, message)
+    found = await tree.entries(path, max(1, message.whole("depth")))
+    return {"entries": [_entry(info) for info in found]}
+
+
+async def _remove(request: web.Request, message: Fields) -> dict[str, Any]:
+    tree, path = _place(request, message)
+    await tree.remove(path)
+    return {}
+
+
+def _change(change: Change) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": change.name, "type": f"EVENT_TYPE_{change.kind.upper()}"}
+    if change.info is not None:
+        found["entry"] = _entry(change.info)
+    return found
+
+
+async def _watcher(request: web.Request, message: Fields) -> Watcher:
+    _, path = _place(request, message)
+    watcher = Watcher(
+        request[HELD],
+        path,
+        recursive=message.flag("recursive"),
+        with_info=message.flag("include_entry"),
+    )
+    await watcher.start()
+    return watcher
+
+
+async def _watch_dir(
+    request: web.Request, message: Fields, _: float | None
+) -> AsyncIterator[dict[str, Any]]:
+    watcher = await _watcher(request, message)
+    try:
+        yield {"start": {}}
+        while True:
+            yield {"filesystem": _change(await watcher.next())}
+    finally:
+        watcher.close()
+
+
+async def _create_watcher(request: web.Request, message: Fields) -> dict[str, Any]:
+    watcher = await _watcher(request, message)
+    name = f"polled-{secrets.token_hex(8)}"
+    request[HELD].attachments[name] = watcher
+    return {"watcherId": name}
+
+
+def _polled(request: web.Request, message: Fields) -> Watcher:
+    name = message.text("watcher_id")
+    found = request[HELD].attachments.get(name)
+    if not isinstance(found, Watcher) or not name.startswith("polled-"):
+        raise Fault("not_found", f"there is no watcher {name!r}")
+    return found
+
+
+async def _get_watcher_events(request: web.Request, message: Fields) -> dict[str, Any]:
+    return {"events": [_change(c) for c in await _polled(request, message).settled_changes()]}
+
+
+async def _remove_watcher(request: web.Request, message: Fields) -> dict[str, Any]:
+    _polled(request, message).close()
+    del request[HELD].attachments[message.text("watcher_id")]
+    return {}
+
+
+def routes() -> list[web.RouteDef]:
+    """Return the routes of both services."""
+    process = {
+        "List": connect.unary(_list),
+        "Start": connect.stream(_start, deadline=False),
+        "Connect": connect.stream(_connect, deadline=True),
+        "Update": connect.unary(_update),
+        "SendInput": connect.unary(_send_input),
+        "StreamInput": connect.input_stream(_stream_input),
+        "SendSignal": connect.unary(_send_signal),
+        "CloseStdin": connect.unary(_close_stdin),
+    }
+    filesystem = {
+        "Stat": connect.unary(_stat),
+        "MakeDir": connect.unary(_make_dir),
+        "Move": connect.unary(_move),
+        "ListDir": connect.unary(_list_dir),
+        "Remove": connect.unary(_remove),
+        "WatchDir": connect.stream(_watch_dir, deadline=True),
+        "CreateWatcher": connect.unary(_create_watcher),
+        "GetWatcherEvents": connect.unary(_get_watcher_events),
+        "RemoveWatcher": connect.unary(_remove_watcher),
+    }
+    services = {"process.Process": process, "filesystem.Filesystem": filesystem}
+    return [
+        web.post(f"/{service}/{name}", handler)
+        for service, methods in services.items()
+        for name, handler in methods.items()
+    ]

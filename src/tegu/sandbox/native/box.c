@@ -44,6 +44,9 @@
 enum { MAX_MESSAGE = 120 * 1024, MAX_FDS = 64, MAX_FILTERS = 4, MAX_BINDS = 32, MAX_SPARE = 64 };
 enum { LINK = 3, WORLD = 4, RULES_IN = 5 };
 enum { CONTROL = 60, RULES = 61, HIGH = 64 };
+/* linux/landlock.h, of which older ones do not know all */
+enum { LANDLOCK_VERSION = 1, PATH_BENEATH = 1, SCOPE_BOTH = 3 };
+enum { DENY_DEVICES = 1 << 6 | 1 << 11, ALLOW_REFER = 1 << 13 };
 
 #define BOX_NAMESPACES                                                                             \
     (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
@@ -260,6 +263,34 @@ static int limit(int what, rlim_t most)
     return setrlimit(what, &r);
 }
 
+/* Restrict this process by Landlock: as the zygote's rule set does, but that files may be moved from
+ * one directory to another. That a rule must allow (LANDLOCK_ACCESS_FS_REFER), for a directory that
+ * is there: the root of this very box. Kernels before 5.19 never allow it. */
+static int restrict_files(void)
+{
+    struct {
+        uint64_t files, net, scoped;
+    } want = {.files = DENY_DEVICES | ALLOW_REFER};
+    struct {
+        uint64_t allowed;
+        int32_t parent;
+    } __attribute__((packed)) rule = {.allowed = ALLOW_REFER};
+    long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_VERSION);
+
+    if (abi < 2)
+        return (int)syscall(SYS_landlock_restrict_self, RULES, 0);
+    if (abi >= 6)
+        want.scoped = SCOPE_BOTH;
+    int rules = (int)syscall(SYS_landlock_create_ruleset, &want, abi >= 6 ? 24 : 8, 0);
+    rule.parent = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (rules < 0 || rule.parent < 0)
+        return -1;
+    if (syscall(SYS_landlock_add_rule, rules, PATH_BENEATH, &rule, 0) < 0 || close(rule.parent) < 0 ||
+        syscall(SYS_landlock_restrict_self, rules, 0) < 0)
+        return -1;
+    return close(rules);
+}
+
 static int confine(const struct order *o)
 {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -281,7 +312,7 @@ static int confine(const struct order *o)
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         return -1;
     where = "landlock";
-    if (world.rules >= 0 && (syscall(SYS_landlock_restrict_self, RULES, 0) < 0 || close(RULES) < 0))
+    if (world.rules >= 0 && (restrict_files() < 0 || close(RULES) < 0))
         return -1;
     where = "seccomp";
     for (unsigned i = 0; i < world.n_filters; i++)

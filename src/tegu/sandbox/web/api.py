@@ -425,7 +425,7 @@ class Api:
             if feeding is not None:
                 feeding.cancel()
                 await asyncio.gather(feeding, return_exceptions=True)
-        result = {**_outcome(held, program, item), "truncated": truncated}
+        result = {**await _outcome(held, program, item), "truncated": truncated}
         for name, whole in kept.items():
             result |= _as_text(name, bytes(whole))
         return web.json_response(result)
@@ -549,19 +549,19 @@ def _as_text(name: str, data: bytes) -> dict[str, str]:
         return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
-def _outcome(held: Held, program: Program, end: End) -> dict[str, Any]:
+async def _outcome(held: Held, program: Program, end: End) -> dict[str, Any]:
     outcome = end.outcome
     if outcome is None or (outcome["timed_out"] and not program.timed_out):
-        raise gone(held.id, held.ended or (end.error.message if end.error else "its time is over"))
+        raise await held.verdict(end.error.message if end.error else "its time is over")
     return {"exit_code": outcome["code"], **{k: v for k, v in outcome.items() if k != "code"}}
 
 
-def _over(held: Held, call: Call) -> dict[str, Any]:
+async def _over(held: Held, call: Call) -> dict[str, Any]:
     """Return how an attached program ended. Raises Fault when the sandbox did."""
     program = held.programs.get(int(call.path("pid")))
     if program is None or program.end is None:
         raise gone(held.id, held.ended or "it has ended")
-    return _outcome(held, program, program.end)
+    return await _outcome(held, program, program.end)
 
 
 def _sandbox(held: Held) -> dict[str, Any]:

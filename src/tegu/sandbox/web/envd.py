@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from tegu.sandbox.web import connect
-from tegu.sandbox.web.fault import Fault, gone
+from tegu.sandbox.web.fault import Fault
 from tegu.sandbox.web.fields import Fields
 from tegu.sandbox.web.gate import HELD
 from tegu.sandbox.web.held import Held
@@ -121,15 +121,15 @@ async def _events(held: Held, program: Program) -> AsyncIterator[dict[str, Any]]
             stream, data = item
             output = {_OUTPUTS[stream]: base64.b64encode(data).decode()}
             yield {"event": {"data": output}}
-        yield {"event": {"end": _end(held, program, item)}}
+        yield {"event": {"end": await _end(held, program, item)}}
     finally:
         listener.close()
 
 
-def _end(held: Held, program: Program, end: End) -> dict[str, Any]:
+async def _end(held: Held, program: Program, end: End) -> dict[str, Any]:
     outcome = end.outcome
     if outcome is None or (outcome["timed_out"] and not program.timed_out):
-        raise gone(held.id, held.ended or (end.error.message if end.error else "its time is over"))
+        raise await held.verdict(end.error.message if end.error else "its time is over")
     if program.timed_out:
         raise Fault(
             "deadline_exceeded",

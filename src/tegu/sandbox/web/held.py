@@ -158,6 +158,14 @@ class Held:
         except TeguError as e:
             raise self.fault(e) from e
 
+    async def verdict(self, otherwise: str) -> Fault:
+        """Return why it ended, when one of its programs has been told so already."""
+        for _ in range(200):
+            if self._link is None:
+                break
+            await asyncio.sleep(0.01)
+        return gone(self.id, self.ended or otherwise)
+
     async def kill(self, reason: str = "it was killed") -> None:
         """End it with all that is in it; returns when nothing is left."""
         if self._link is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -46,7 +46,7 @@ def _socket() -> web.WebSocketResponse:
 
 
 async def serve_process(
-    request: web.Request, program: Program, over: Callable[[], dict[str, Any]]
+    request: web.Request, program: Program, over: Callable[[], Awaitable[dict[str, Any]]]
 ) -> web.StreamResponse:
     """Attach a client to a program until it ends or the client goes; `over` says how it ended."""
     ws = _socket()
@@ -63,7 +63,7 @@ async def serve_process(
                 break
             item = telling.result()
             if isinstance(item, End):
-                await ws.send_str(_last(over))
+                await ws.send_str(await _last(over))
                 break
             stream, data = item
             await ws.send_bytes(_CHANNELS[stream] + data)
@@ -77,9 +77,9 @@ async def serve_process(
     return ws
 
 
-def _last(over: Callable[[], dict[str, Any]]) -> str:
+async def _last(over: Callable[[], Awaitable[dict[str, Any]]]) -> str:
     try:
-        return json.dumps({"ended": over()})
+        return json.dumps({"ended": await over()})
     except TeguError as e:
         return json.dumps({"error": error_body(as_fault(e))})
 

@@ -22,6 +22,7 @@ from tegu.sandbox.web.usage import sample
 __all__ = ["routes", "send_file", "take_body"]
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_FILENAME = re.compile(r'[ ;]filename="([^"]*)"')
 _NOTE = "x-metadata-"
 
 
@@ -106,6 +107,20 @@ async def _part(part: BodyPartReader) -> AsyncIterator[bytes]:
         yield data
 
 
+def _filename(part: BodyPartReader) -> str:
+    """Return a part's file name whole: aiohttp takes the slash before an absolute path away.
+
+    Escapes are those of forms (WHATWG HTML, multipart/form-data), and of quoted text in headers.
+    """
+    found = _FILENAME.search(part.headers.get("Content-Disposition", ""))
+    if found is None:
+        return part.filename or ""
+    name = found[1].encode(errors="surrogateescape").decode(errors="replace")
+    for escape, character in (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"), ("\\\\", "\\")):
+        name = name.replace(escape, character)
+    return name
+
+
 async def _upload(request: web.Request) -> web.StreamResponse:
     _user(request)
     tree = Tree(request[HELD])
@@ -119,7 +134,7 @@ async def _upload(request: web.Request) -> web.StreamResponse:
                 raise Fault("invalid_argument", "a part of the form is not named 'file'")
             if named and written:
                 raise Fault("invalid_argument", "path names one file, and the form has several")
-            path = tree.resolve(named or part.filename or "", HOME)
+            path = tree.resolve(named or _filename(part), HOME)
             written.append(_written(await tree.write(path, _part(part), notes)))
     else:
         path = tree.resolve(named, HOME)

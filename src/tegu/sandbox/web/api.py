@@ -13,15 +13,15 @@ from aiohttp import web
 from tegu import __version__
 from tegu.errors import UsageError
 from tegu.sandbox.client import box_spec
-from tegu.sandbox.web import schemas, transfer
+from tegu.sandbox.web import transfer
 from tegu.sandbox.web.fault import Fault, gone
-from tegu.sandbox.web.fields import Field
 from tegu.sandbox.web.held import Held, Wanted
 from tegu.sandbox.web.hub import Hub
 from tegu.sandbox.web.openapi import describe
-from tegu.sandbox.web.operation import Answer, Call, Operation
+from tegu.sandbox.web.operation import Call
 from tegu.sandbox.web.program import End, Program, signal_number
-from tegu.sandbox.web.sockets import PROCESS_PROTOCOL, WATCH_PROTOCOL, serve_process, serve_watch
+from tegu.sandbox.web.sockets import serve_process, serve_watch
+from tegu.sandbox.web.table import operations
 from tegu.sandbox.web.tree import Info, Tree
 from tegu.sandbox.web.usage import sample
 from tegu.sandbox.web.watch import Watcher
@@ -30,260 +30,25 @@ __all__ = ["Api"]
 
 _HOME = "/root"
 _MAX_OUTPUT = 16 * 2**20
-_NO_BODY = Answer(204, "Done.")
 
 
 class Api:
-    """The handlers of our own API."""
+    """The handlers of our own API; `table` says what each is for."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
-        found = [web.route(o.method, f"/v1{o.path}", o.handle) for o in self.operations()]
+        found = [web.route(o.method, f"/v1{o.path}", o.handle) for o in operations(self)]
         return [*found, web.get("/openapi.json", self._description)]
 
-    def operations(self) -> list[Operation]:
-        """Return all operations, in the order of the description."""
-        one = "/sandboxes/{sandbox}"
-        process = f"{one}/processes/{{pid}}"
-        path = Field("path", "text", "A path in the sandbox.", required=True)
-        sandbox = Answer(200, "The sandbox.", "Sandbox")
-        return [
-            Operation(
-                "GET",
-                "/health",
-                "health",
-                "Say that the service works, and how many sandboxes it holds.",
-                Answer(200, "It works.", "Health"),
-                self._health,
-            ),
-            Operation(
-                "POST",
-                "/sandboxes",
-                "createSandbox",
-                "Make a sandbox.",
-                Answer(201, "The sandbox, with its access token.", "Sandbox"),
-                self._create,
-                body=schemas.NEW_SANDBOX,
-            ),
-            Operation(
-                "GET",
-                "/sandboxes",
-                "listSandboxes",
-                "List the sandboxes, the oldest first.",
-                Answer(200, "One page.", "Page"),
-                self._list,
-                query=(
-                    Field("limit", "whole", "At most so many (default 100)."),
-                    Field("after", "text", "Those after this one: `next` of the page before."),
-                ),
-            ),
-            Operation("GET", one, "getSandbox", "Find a sandbox.", sandbox, self._get),
-            Operation(
-                "DELETE",
-                one,
-                "killSandbox",
-                "End a sandbox with all that is in it; answered when nothing is left.",
-                _NO_BODY,
-                self._kill,
-            ),
-            Operation(
-                "POST",
-                f"{one}/timeout",
-                "setTimeout",
-                "Let a sandbox live for so many seconds from now.",
-                sandbox,
-                self._timeout,
-                body=schemas.TIMEOUT,
-            ),
-            Operation(
-                "POST",
-                f"{one}/pause",
-                "pauseSandbox",
-                "Stop every program where it stands. Its time stands still.",
-                sandbox,
-                self._pause,
-            ),
-            Operation(
-                "POST",
-                f"{one}/resume",
-                "resumeSandbox",
-                "Let a paused sandbox go on, and live for so many seconds.",
-                sandbox,
-                self._resume,
-                body=schemas.TIMEOUT,
-            ),
-            Operation(
-                "GET",
-                f"{one}/metrics",
-                "getMetrics",
-                "What a sandbox uses: now, and every five seconds of the last hour.",
-                Answer(200, "The oldest first.", "Sample", many=True),
-                self._metrics,
-            ),
-            Operation(
-                "GET",
-                f"{one}/log",
-                "getLog",
-                "What happened to a sandbox: its programs' starts and ends, pauses, timeouts.",
-                Answer(200, "The oldest first.", "LogLine", many=True),
-                self._log,
-            ),
-            Operation(
-                "POST",
-                f"{one}/run",
-                "run",
-                "Run a program to its end. Giving the call up kills it.",
-                Answer(200, "How it ended.", "Result"),
-                self._run,
-                body=schemas.RUN,
-            ),
-            Operation(
-                "POST",
-                f"{one}/processes",
-                "startProcess",
-                "Start a program, and leave it running.",
-                Answer(201, "The process.", "Process"),
-                self._start,
-                body=schemas.START,
-            ),
-            Operation(
-                "GET",
-                f"{one}/processes",
-                "listProcesses",
-                "List the programs that were started here, and those that ended lately.",
-                Answer(200, "In order of their start.", "Process", many=True),
-                self._processes,
-            ),
-            Operation(
-                "GET",
-                process,
-                "getProcess",
-                "Find a program.",
-                Answer(200, "The process.", "Process"),
-                self._process,
-            ),
-            Operation(
-                "GET",
-                f"{process}/stream",
-                "attach",
-                "Attach to a program: its output as it comes, its input, signals, its size.",
-                Answer(101, "The stream."),
-                self._attach,
-                websocket=PROCESS_PROTOCOL,
-            ),
-            Operation(
-                "POST",
-                f"{process}/stdin",
-                "sendInput",
-                "Send the body to its stdin or terminal.",
-                _NO_BODY,
-                self._input,
-                query=(Field("end", "flag", "End its stdin afterwards."),),
-                raw=True,
-            ),
-            Operation(
-                "POST",
-                f"{process}/signal",
-                "sendSignal",
-                "Send a signal to the program; KILL ends it with all that it left.",
-                _NO_BODY,
-                self._signal,
-                body=schemas.SIGNAL,
-            ),
-            Operation(
-                "POST",
-                f"{process}/size",
-                "resize",
-                "Change the size of its terminal.",
-                _NO_BODY,
-                self._resize,
-                body=schemas.SIZE,
-            ),
-            Operation(
-                "GET",
-                f"{one}/files/content",
-                "readFile",
-                "Read a file. A Range header gives a part of it.",
-                Answer(200, "Its content.", media="application/octet-stream"),
-                self._read,
-                query=(path,),
-            ),
-            Operation(
-                "PUT",
-                f"{one}/files/content",
-                "writeFile",
-                "Write a file; it is replaced if it is there, directories above it are made.",
-                Answer(200, "The file.", "File"),
-                self._write,
-                query=(path,),
-                raw=True,
-            ),
-            Operation(
-                "GET",
-                f"{one}/files",
-                "listFiles",
-                "List a directory.",
-                Answer(200, "Its entries, by name.", "File", many=True),
-                self._files,
-                query=(path, Field("depth", "whole", "How many levels (default 1).")),
-            ),
-            Operation(
-                "GET",
-                f"{one}/files/stat",
-                "statFile",
-                "Look at a path. A link is itself.",
-                Answer(200, "The file.", "File"),
-                self._stat,
-                query=(path,),
-            ),
-            Operation(
-                "DELETE",
-                f"{one}/files",
-                "removeFile",
-                "Remove a file, a link, or a directory with all that is in it.",
-                _NO_BODY,
-                self._remove,
-                query=(path,),
-            ),
-            Operation(
-                "POST",
-                f"{one}/files/directory",
-                "makeDirectory",
-                "Make a directory and those above it; it may be there already.",
-                Answer(200, "The directory.", "File"),
-                self._mkdir,
-                body=(path,),
-            ),
-            Operation(
-                "POST",
-                f"{one}/files/move",
-                "moveFile",
-                "Rename a file or a directory; what was there is replaced.",
-                Answer(200, "The file.", "File"),
-                self._move,
-                body=schemas.MOVE,
-            ),
-            Operation(
-                "GET",
-                f"{one}/files/watch",
-                "watchFiles",
-                "Watch a directory.",
-                Answer(101, "The stream."),
-                self._watch,
-                query=(path, Field("recursive", "flag", "And all below it.")),
-                websocket=WATCH_PROTOCOL,
-            ),
-        ]
-
     async def _description(self, _: web.Request) -> web.StreamResponse:
-        return web.json_response(describe(self.operations(), __version__))
+        return web.json_response(describe(operations(self), __version__))
 
     # Sandboxes.
 
-    async def _health(self, _: Call) -> web.StreamResponse:
+    async def health(self, _: Call) -> web.StreamResponse:
         held = self._hub.all()
         return web.json_response(
             {
@@ -295,7 +60,7 @@ class Api:
             }
         )
 
-    async def _create(self, call: Call) -> web.StreamResponse:
+    async def create(self, call: Call) -> web.StreamResponse:
         said, rules = call.body, self._hub.rules
         name = said.get("template", "base")
         base = rules.box_of(name)
@@ -328,7 +93,7 @@ class Api:
         )
         return web.json_response({**_sandbox(held), "token": held.token}, status=201)
 
-    async def _list(self, call: Call) -> web.StreamResponse:
+    async def list(self, call: Call) -> web.StreamResponse:
         limit, after = call.query.get("limit", 100), call.query.get("after")
         if not 0 < limit <= 1000:
             raise Fault("invalid_argument", "limit: it is not between 1 and 1000")
@@ -352,35 +117,35 @@ class Api:
         await held.awake()
         return held
 
-    async def _get(self, call: Call) -> web.StreamResponse:
+    async def get(self, call: Call) -> web.StreamResponse:
         return web.json_response(_sandbox(self._held(call)))
 
-    async def _kill(self, call: Call) -> web.StreamResponse:
+    async def kill(self, call: Call) -> web.StreamResponse:
         await self._held(call).kill()
         return web.Response(status=204)
 
-    async def _timeout(self, call: Call) -> web.StreamResponse:
+    async def timeout(self, call: Call) -> web.StreamResponse:
         held = self._held(call)
         await held.set_timeout(self._hub.rules.timeout(call.body["seconds"]))
         return web.json_response(_sandbox(held))
 
-    async def _pause(self, call: Call) -> web.StreamResponse:
+    async def pause(self, call: Call) -> web.StreamResponse:
         held = self._held(call)
         await held.pause()
         return web.json_response(_sandbox(held))
 
-    async def _resume(self, call: Call) -> web.StreamResponse:
+    async def resume(self, call: Call) -> web.StreamResponse:
         held = self._held(call)
         await held.resume(self._hub.rules.timeout(call.body["seconds"]))
         return web.json_response(_sandbox(held))
 
-    async def _metrics(self, call: Call) -> web.StreamResponse:
+    async def metrics(self, call: Call) -> web.StreamResponse:
         held = self._held(call)
         if not held.paused:
             await sample(held)
         return web.json_response([vars(s) for s in held.samples])
 
-    async def _log(self, call: Call) -> web.StreamResponse:
+    async def log(self, call: Call) -> web.StreamResponse:
         lines = [{"time": when, "text": text} for when, text in self._held(call).log]
         return web.json_response(lines)
 
@@ -401,7 +166,7 @@ class Api:
         )
         return held, program
 
-    async def _run(self, call: Call) -> web.StreamResponse:
+    async def run(self, call: Call) -> web.StreamResponse:
         most = call.body.get("max_output", _MAX_OUTPUT)
         if not 0 <= most <= _MAX_OUTPUT:
             raise Fault("invalid_argument", f"max_output: it is not between 0 and {_MAX_OUTPUT}")
@@ -430,11 +195,11 @@ class Api:
             result |= _as_text(name, bytes(whole))
         return web.json_response(result)
 
-    async def _start(self, call: Call) -> web.StreamResponse:
+    async def start(self, call: Call) -> web.StreamResponse:
         _, program = await self._begin(call, stdin=call.body.get("stdin", True))
         return web.json_response(_shown(program), status=201)
 
-    async def _processes(self, call: Call) -> web.StreamResponse:
+    async def processes(self, call: Call) -> web.StreamResponse:
         return web.json_response([_shown(p) for p in self._held(call).programs.values()])
 
     def _program(self, call: Call) -> Program:
@@ -443,14 +208,14 @@ class Api:
             raise Fault("invalid_argument", f"{pid!r} is no process id")
         return self._held(call).program(int(pid))
 
-    async def _process(self, call: Call) -> web.StreamResponse:
+    async def process(self, call: Call) -> web.StreamResponse:
         return web.json_response(_shown(self._program(call)))
 
-    async def _attach(self, call: Call) -> web.StreamResponse:
+    async def attach(self, call: Call) -> web.StreamResponse:
         held = await self._awake(call)
         return await serve_process(call.request, self._program(call), lambda: _over(held, call))
 
-    async def _input(self, call: Call) -> web.StreamResponse:
+    async def input(self, call: Call) -> web.StreamResponse:
         await self._awake(call)
         program = self._program(call)
         async for data in transfer.take_body(call.request):
@@ -459,12 +224,12 @@ class Api:
             await program.end_input()
         return web.Response(status=204)
 
-    async def _signal(self, call: Call) -> web.StreamResponse:
+    async def signal(self, call: Call) -> web.StreamResponse:
         name = call.body["signal"]
         await self._program(call).signal(signal_number(name))
         return web.Response(status=204)
 
-    async def _resize(self, call: Call) -> web.StreamResponse:
+    async def resize(self, call: Call) -> web.StreamResponse:
         self._program(call).resize(*_size(call.body))
         return web.Response(status=204)
 
@@ -474,40 +239,40 @@ class Api:
         tree = Tree(await self._awake(call))
         return tree, tree.resolve(path, _HOME)
 
-    async def _read(self, call: Call) -> web.StreamResponse:
+    async def read(self, call: Call) -> web.StreamResponse:
         _, path = await self._tree(call, call.query["path"])
         return await transfer.send_file(call.request, self._held(call), path)
 
-    async def _write(self, call: Call) -> web.StreamResponse:
+    async def write(self, call: Call) -> web.StreamResponse:
         tree, path = await self._tree(call, call.query["path"])
         return web.json_response(_file(await tree.write(path, transfer.take_body(call.request))))
 
-    async def _files(self, call: Call) -> web.StreamResponse:
+    async def files(self, call: Call) -> web.StreamResponse:
         tree, path = await self._tree(call, call.query["path"])
         found = await tree.entries(path, max(1, call.query.get("depth", 1)))
         return web.json_response([_file(i) for i in found])
 
-    async def _stat(self, call: Call) -> web.StreamResponse:
+    async def stat(self, call: Call) -> web.StreamResponse:
         tree, path = await self._tree(call, call.query["path"])
         return web.json_response(_file(await tree.stat(path)))
 
-    async def _remove(self, call: Call) -> web.StreamResponse:
+    async def remove(self, call: Call) -> web.StreamResponse:
         tree, path = await self._tree(call, call.query["path"])
         await tree.remove(path)
         return web.Response(status=204)
 
-    async def _mkdir(self, call: Call) -> web.StreamResponse:
+    async def mkdir(self, call: Call) -> web.StreamResponse:
         tree, path = await self._tree(call, call.body["path"])
         await tree.make_directories(path)
         return web.json_response(_file(await tree.stat(path)))
 
-    async def _move(self, call: Call) -> web.StreamResponse:
+    async def move(self, call: Call) -> web.StreamResponse:
         tree, source = await self._tree(call, call.body["from"])
         target = tree.resolve(call.body["to"], _HOME)
         await tree.move(source, target)
         return web.json_response(_file(await tree.stat(target)))
 
-    async def _watch(self, call: Call) -> web.StreamResponse:
+    async def watch(self, call: Call) -> web.StreamResponse:
         _, path = await self._tree(call, call.query["path"])
         recursive = call.query.get("recursive", False)
         watcher = Watcher(self._held(call), path, recursive=recursive, with_info=False)

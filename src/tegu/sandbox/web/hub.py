@@ -76,11 +76,13 @@ class Hub:
         self._making = 0
         self._ended: OrderedDict[str, str] = OrderedDict()
         self._presence: Link | None = None
-        self._sampler = asyncio.get_running_loop().create_task(self._sample())
+        self._sampler: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
         """See that a supervisor serves; it stays while we do. Raises SandboxError."""
         self._presence = await Link.open(self._path, self._left)
+        if self._sampler is None:
+            self._sampler = asyncio.get_running_loop().create_task(self._sample())
 
     def _left(self) -> None:
         self._presence = None  # the next sandbox starts another one
@@ -140,7 +142,8 @@ class Hub:
 
     async def close(self) -> None:
         """End all."""
-        self._sampler.cancel()
+        if self._sampler is not None:
+            self._sampler.cancel()
         for held in list(self._held.values()):
             held.close()
         if self._presence is not None:

@@ -10,7 +10,7 @@ from tegu.sandbox.web.fields import Field
 from tegu.sandbox.web.operation import Answer, Operation
 from tegu.sandbox.web.schemas import ANSWERS
 
-__all__ = ["describe"]
+__all__ = ["describe", "main"]
 
 
 def describe(operations: Sequence[Operation], version: str) -> dict[str, Any]:
@@ -111,3 +111,19 @@ def _response(answer: Answer) -> dict[str, Any]:
             schema = {"type": "array", "items": schema}
         found["content"] = _json(schema)
     return found
+
+
+def main() -> None:
+    """Print the description, as docs/sandbox-openapi.json has it."""
+    import json
+
+    from tegu import __version__
+    from tegu.sandbox.web.api import Api
+    from tegu.sandbox.web.hub import Hub, Rules
+    from tegu.sandbox.web.table import operations
+
+    print(json.dumps(describe(operations(Api(Hub(Rules(), None))), __version__), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -130,13 +130,13 @@ def check(settings: Settings) -> ssl.SSLContext | None:
         raise UsageError("--tls-cert and --tls-key belong together")
     if settings.certificate is None or settings.key is None:
         return None
+    for path in (settings.certificate, settings.key):
+        if not path.is_file():
+            raise UsageError(f"{path}: there is no such file")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(settings.certificate, settings.key)
-    except FileNotFoundError as e:
-        missing = settings.key if settings.certificate.exists() else settings.certificate
-        raise UsageError(f"{missing}: there is no such file") from e
     except (OSError, ssl.SSLError) as e:
         raise UsageError(
             f"{settings.certificate}, {settings.key}: no certificate and its key: "

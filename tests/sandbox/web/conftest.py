@@ -13,11 +13,15 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tegu.errors import SandboxError
+from tegu.sandbox.client import supervisor
 
 TOKEN = "e2b_00112233445566778899"
 
@@ -60,6 +64,8 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(60)
+        with suppress(SandboxError):
+            supervisor("shutdown", path=self.supervisor)  # one that took a dead one's place
         shutil.rmtree(self.directory, ignore_errors=True)
         return code
 
@@ -82,6 +88,8 @@ class Service:
                 kind = answer.headers.get_content_type()
         except urllib.error.HTTPError as e:
             status, said, kind = e.code, e.read(), e.headers.get_content_type()
+            if status == 500:
+                pytest.fail(f"{said!r}: {self.log.read_text()}")
         return status, json.loads(said) if kind == "application/json" and said else said
 
 

@@ -160,9 +160,8 @@ def test_giving_a_run_up_kills_it(service: Service, box: str) -> None:
 
 
 def test_processes(service: Service, box: str, description: Any) -> None:
-    asked = {
-        "command": "trap 'echo term; exit 7' TERM; read a; echo got $a; while :; do sleep 0.05; done"
-    }
+    script = "trap 'echo term; exit 7' TERM; read a; echo got $a; while :; do sleep 0.05; done"
+    asked = {"command": script}
     status, process = service.call("POST", f"{box}/processes", {**asked, "tag": "mine"})
     fits(description, "Process", process)
     assert (status, process["state"], process["tag"]) == (201, "running", "mine")

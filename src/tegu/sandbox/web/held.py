@@ -81,14 +81,16 @@ class Held:
 
     async def start(self, open_link: Callable[[Callable[[], None]], Any]) -> None:
         """Make the box. Raises TeguError."""
-        self._link = await open_link(self._lost)
+        link: Link = await open_link(self._lost)
+        self._link = link
         try:
-            answer = await self._link.ask("create", box=self.wanted.box.to_json())
+            answer = await link.ask("create", box=self.wanted.box.to_json())
             self._box = answer["box"]
             self.created = time.time()
             await self._live_for(self.wanted.timeout)
         except BaseException:
-            self._link.close()
+            self._link = None
+            link.close()
             raise
         self.note("started")
         self._later(self._watch_end())

@@ -13,13 +13,14 @@ from tegu.errors import TeguError
 from tegu.sandbox.spec import BoxSpec
 from tegu.sandbox.web.fault import Fault, as_fault, gone
 from tegu.sandbox.web.held import Held, Wanted
-from tegu.sandbox.web.link import Link
+from tegu.sandbox.web.link import Link, LostError
 from tegu.sandbox.web.usage import sample
 
 __all__ = ["Hub", "Rules"]
 
 _SAMPLE_EVERY = 5.0
 _REMEMBERED = 10_000
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,9 @@ class Hub:
             raise Fault(
                 "resource_exhausted", f"{self.rules.max_sandboxes} sandboxes are held already"
             )
-        held = Held(wanted, self._forget)
         self._making += 1
         try:
-            if self._presence is None:
-                await self.begin()
-            await held.start(lambda closed: Link.open(self._path, closed))
+            held = await self._start(wanted)
         except TeguError as e:
             fault = as_fault(e)
             raise Fault(
@@ -113,6 +111,22 @@ class Hub:
             self._held[held.id] = held
         self.started[wanted.template] += 1
         return held
+
+    async def _start(self, wanted: Wanted) -> Held:
+        """Start one; by the next supervisor, if one is just ending."""
+        for attempt in range(_ATTEMPTS):
+            held = Held(wanted, self._forget)
+            try:
+                if self._presence is None:
+                    await self.begin()
+                await held.start(lambda closed: Link.open(self._path, closed))
+            except LostError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return held
+        raise AssertionError("the last attempt returns or raises")
 
     def _forget(self, held: Held, reason: str) -> None:
         self._held.pop(held.id, None)

@@ -18,7 +18,11 @@ from tegu.sandbox import wire
 from tegu.sandbox.box import RefusedError, StartError
 from tegu.sandbox.launch import connect
 
-__all__ = ["Link", "Run"]
+__all__ = ["Link", "LostError", "Run"]
+
+
+class LostError(SandboxError):
+    """The supervisor went away before it answered."""
 
 
 class Run:
@@ -95,7 +99,7 @@ class Link:
             self._link.close()
         while self._queue:
             _close(self._queue.popleft()[1])
-        error = SandboxError("the box has ended, or its supervisor has")
+        error = LostError("the box has ended, or its supervisor has")
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():

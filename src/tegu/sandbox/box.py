@@ -202,6 +202,10 @@ class Box:
         """Open a file as the box sees it; the answer is a descriptor."""
         self._ask("open", pending, (path, str(flags)))
 
+    def socket(self, pending: Pending) -> None:
+        """Make a TCP socket in the box's network; the answer is its descriptor."""
+        self._ask("socket", pending)
+
     def change(self, op: str, pending: Pending, *arguments: str) -> None:
         """mkdir or remove a path, rename one; pause or resume all programs."""
         self._ask(op, pending, arguments)

@@ -137,6 +137,10 @@ def _obey(box: _Box, words: list[str], fds: list[int]) -> None:
             mode = 0o644 if flags & os.O_CREAT else 0
             opened.append(openat.open_in_root(box.root, words[2], flags, mode))
             wireless.tell(box.link, "done", number, fds=opened)
+        elif op == "socket":
+            flags = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+            opened.append(_socket.socket(_socket.AF_INET, flags).detach())
+            wireless.tell(box.link, "done", number, fds=opened)
         else:
             _change(box, op, words[2:])
             wireless.tell(box.link, "done", number)

@@ -351,6 +351,19 @@ class _Connection:
 
         self._box(message).open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, Pending(done))
 
+    def socket(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Make a TCP socket in a box's network, to connect to what listens there."""
+
+        def done(answer: Answer) -> None:
+            if isinstance(answer, list) and len(answer) == 1:
+                self._reply(n, True, fds=answer)
+            else:
+                self._reply(n, error=SandboxError("the box gave no socket"))
+            if isinstance(answer, list):
+                _close(answer)
+
+        self._box(message).socket(Pending(done))
+
     def change(self, n: int, message: dict[str, Any], _: list[int]) -> None:
         """mkdir, remove, rename, pause, resume."""
         op = str(message.get("op"))
@@ -433,6 +446,7 @@ _OPS: dict[str, Callable[[_Connection, int, dict[str, Any], list[int]], Awaitabl
     "run": _Connection.run,
     "signal": _Connection.signal,
     "open": _Connection.open,
+    "socket": _Connection.socket,
     "mkdir": _Connection.change,
     "remove": _Connection.change,
     "rename": _Connection.change,

@@ -713,6 +713,14 @@ static void obey(void)
             say(CONTROL, fd, "done\1%s", n);
             close(fd);
         }
+    } else if (!strcmp(op, "socket")) {
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0) {
+            done = -1;
+        } else {
+            say(CONTROL, fd, "done\1%s", n);
+            close(fd);
+        }
     } else if (!strcmp(op, "pause") || !strcmp(op, "resume")) {
         kill(-1, *op == 'p' ? SIGSTOP : SIGCONT);
         say(CONTROL, -1, "done\1%s", n);

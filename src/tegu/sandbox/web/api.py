@@ -19,6 +19,7 @@ from tegu.sandbox.web.held import Held, Wanted
 from tegu.sandbox.web.hub import Hub
 from tegu.sandbox.web.openapi import describe
 from tegu.sandbox.web.operation import Call
+from tegu.sandbox.web.ports import Ports
 from tegu.sandbox.web.program import End, Program, signal_number
 from tegu.sandbox.web.sockets import serve_process, serve_watch
 from tegu.sandbox.web.table import operations
@@ -35,8 +36,9 @@ _MAX_OUTPUT = 16 * 2**20
 class Api:
     """The handlers of our own API; `table` says what each is for."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, ports: Ports) -> None:
         self._hub = hub
+        self._ports = ports
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes."""
@@ -148,6 +150,20 @@ class Api:
     async def log(self, call: Call) -> web.StreamResponse:
         lines = [{"time": when, "text": text} for when, text in self._held(call).log]
         return web.json_response(lines)
+
+    async def port(self, call: Call) -> web.StreamResponse:
+        held = await self._awake(call)
+        number = call.path("port")
+        if not (number.isascii() and number.isdigit() and 0 < int(number[:6]) < 65536):
+            raise Fault("invalid_argument", f"{number[:20]!r} is no port")
+        inside = call.request.raw_path.split("/", 6)[6:]
+        return await self._ports.forward(
+            call.request,
+            held,
+            int(number),
+            "/" + "".join(inside),
+            leave=frozenset(["authorization"]),
+        )
 
     # Programs.
 

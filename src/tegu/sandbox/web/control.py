@@ -134,7 +134,7 @@ class Control:
         return {
             **self._short(held),
             "envdAccessToken": held.token,
-            "trafficAccessToken": None,
+            "trafficAccessToken": held.port_token,
             "domain": self._domain,
         }
 

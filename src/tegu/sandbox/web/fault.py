@@ -7,7 +7,7 @@ import errno
 from tegu.errors import TeguError, UnsupportedError, UsageError
 from tegu.sandbox.box import RefusedError, StartError
 
-__all__ = ["Fault", "as_fault", "gone"]
+__all__ = ["Fault", "as_fault", "closed", "gone"]
 
 _STATUS = {
     "canceled": 499,
@@ -88,3 +88,15 @@ def gone(name: str, reason: str) -> Fault:
     """
     why = f": {reason}" if reason else ""
     return Fault("unavailable", f"The sandbox {name} was not found{why}", status=502)
+
+
+def closed(name: str, port: int) -> Fault:
+    """Return the error of a port in a sandbox at which nothing listens.
+
+    E2B's clients look for "port is not open" in it.
+    """
+    return Fault(
+        "unavailable",
+        f"The sandbox {name} is running but nothing listens at {port}: port is not open",
+        status=502,
+    )

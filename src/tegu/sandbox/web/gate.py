@@ -23,6 +23,7 @@ from tegu.errors import TeguError
 from tegu.sandbox.web.fault import Fault, as_fault, gone
 from tegu.sandbox.web.held import Held
 from tegu.sandbox.web.hub import Hub
+from tegu.sandbox.web.ports import Ports
 
 __all__ = ["ENVD_PORT", "HELD", "Gate", "error_body"]
 
@@ -63,8 +64,9 @@ def _answer(fault: Fault) -> web.Response:
 class Gate:
     """The middlewares of the service."""
 
-    def __init__(self, hub: Hub, tokens: Iterable[str]) -> None:
+    def __init__(self, hub: Hub, ports: Ports, tokens: Iterable[str]) -> None:
         self._hub = hub
+        self._ports = ports
         self._digests = [hashlib.sha256(t.encode()).digest() for t in tokens]
 
     @web.middleware
@@ -96,9 +98,16 @@ class Gate:
         """Let a request through, with its sandbox where it is for one."""
         path = request.path
         port, name = _named(request)
+        if name and port != ENVD_PORT:
+            held = self._hub.find(name)
+            if held is None:
+                raise self._hub.gone(name)
+            self._check_port(request, held)
+            await self._see_awake(held)
+            return await self._ports.forward(request, held, port, request.raw_path)
         inside = path.startswith(_INSIDE) or path in _INSIDE_TOO
         if inside or (name and path in _EITHER):
-            await self._enter(request, port, name)
+            await self._enter(request, name)
         elif path not in _OPEN and not self._may_all(request):
             raise Fault(
                 "unauthenticated",
@@ -107,7 +116,7 @@ class Gate:
             )
         return await handler(request)
 
-    async def _enter(self, request: web.Request, port: int, name: str) -> None:
+    async def _enter(self, request: web.Request, name: str) -> None:
         held = self._hub.find(name)
         if not name:
             held = self._by_signature(request)
@@ -115,22 +124,36 @@ class Gate:
                 raise Fault("unauthenticated", "the request names no sandbox (E2b-Sandbox-Id)")
         if held is None:
             raise self._hub.gone(name)
-        if port != ENVD_PORT:
-            raise Fault(
-                "unavailable",
-                f"The sandbox {name} is running but port {port} is closed: port is not open",
-                status=502,
-            )
         if request.path != "/health" and not (
             _is(request.headers.get("X-Access-Token"), held.token)
             or _signed(request, held)
             or self._may_all(request)
         ):
             raise Fault("unauthenticated", "the sandbox's access token is needed (X-Access-Token)")
-        if held.paused and (request.path == "/health" or not held.wanted.wake):
+        await self._see_awake(held, wake=request.path != "/health")
+        request[HELD] = held
+
+    def _check_port(self, request: web.Request, held: Held) -> None:
+        said = request.headers.get("E2b-Traffic-Access-Token")
+        own = request.headers.get("X-Access-Token")
+        # Not Authorization: that is for what listens there.
+        if not (
+            _is(said, held.port_token)
+            or _is(own, held.token)
+            or _is_local(request)
+            or self._knows(request.headers.get("X-API-Key"))
+        ):
+            raise Fault(
+                "unauthenticated",
+                "a token is needed for the ports of this sandbox",
+                hint="send its traffic access token as E2b-Traffic-Access-Token",
+            )
+
+    @staticmethod
+    async def _see_awake(held: Held, *, wake: bool = True) -> None:
+        if held.paused and not (wake and held.wanted.wake):
             raise gone(held.id, "it is paused; resume it (Sandbox.connect)")
         await held.awake()
-        request[HELD] = held
 
     def _by_signature(self, request: web.Request) -> Held | None:
         """Return the sandbox whose token made a file's URL, where the URL alone does not say."""
@@ -140,13 +163,16 @@ class Gate:
         if _is_local(request):
             return True
         kind, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        said = [request.headers.get("X-API-Key"), bearer if kind.lower() == "bearer" else None]
+        said = bearer if kind.lower() == "bearer" else None
+        return self._knows(request.headers.get("X-API-Key")) or self._knows(said)
+
+    def _knows(self, token: str | None) -> bool:
+        if not token:
+            return False
+        digest = hashlib.sha256(token.encode(errors="surrogateescape")).digest()
         found = False
-        for token in said:
-            if token:
-                digest = hashlib.sha256(token.encode(errors="surrogateescape")).digest()
-                for known in self._digests:
-                    found |= hmac.compare_digest(digest, known)
+        for known in self._digests:
+            found |= hmac.compare_digest(digest, known)
         return found
 
 

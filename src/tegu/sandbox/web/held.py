@@ -6,18 +6,19 @@ import asyncio
 import fcntl
 import os
 import secrets
+import socket
 import stat
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from tegu.errors import SandboxError, TeguError
 from tegu.sandbox.spec import BoxSpec, RunSpec
-from tegu.sandbox.web.fault import Fault, as_fault, gone
+from tegu.sandbox.web.fault import Fault, as_fault, closed, gone
 from tegu.sandbox.web.link import Link
 from tegu.sandbox.web.program import Program, set_size
 
@@ -25,6 +26,7 @@ __all__ = ["MAX_PROGRAMS", "Held", "Wanted"]
 
 MAX_PROGRAMS = 1024
 """Programs that run at a time in one sandbox by way of the service."""
+_CONNECT = 10.0
 _FINISHED = 32
 """Ended programs whose last output is kept for who attaches late,"""
 _FINISHED_FOR = 300.0
@@ -59,7 +61,9 @@ class Held:
     def __init__(self, wanted: Wanted, forget: Callable[[Held, str], None]) -> None:
         self.id = secrets.token_hex(10)
         self.token = secrets.token_urlsafe(32)
-        """What opens this sandbox alone (E2B: the envd access token)."""
+        """What opens this sandbox alone (E2B: the envd access token),"""
+        self.port_token = secrets.token_urlsafe(32)
+        """and what opens only the ports in it (E2B: the traffic access token)."""
         self.wanted = wanted
         self.env = dict(wanted.env)
         self.created = time.time()
@@ -95,10 +99,15 @@ class Held:
         self.note("started")
         self._later(self._watch_end())
 
-    def _later(self, work: Any) -> None:
+    def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for a change that is carried out to its end, though its caller may go away."""
+        await asyncio.shield(self._later(work))
 
     def note(self, what: str) -> None:
         """Put a line into its log."""
@@ -199,6 +208,9 @@ class Held:
 
     async def set_timeout(self, seconds: float | None, *, only_longer: bool = False) -> None:
         """Let it live for so many seconds from now. Raises Fault when it is paused."""
+        await self._whole(self._set_timeout(seconds, only_longer=only_longer))
+
+    async def _set_timeout(self, seconds: float | None, *, only_longer: bool) -> None:
         async with self._changing:
             if self.paused:
                 raise Fault("failed_precondition", f"The sandbox {self.id} is paused")
@@ -210,6 +222,9 @@ class Held:
 
     async def pause(self) -> None:
         """Stop it where it stands, until it is resumed; its time stands still. Raises Fault."""
+        await self._whole(self._pause())
+
+    async def _pause(self) -> None:
         async with self._changing:
             if self.paused:
                 raise Fault("failed_precondition", f"The sandbox {self.id} is paused already")
@@ -220,6 +235,9 @@ class Held:
 
     async def resume(self, seconds: float | None) -> None:
         """Let it go on, and live for so many seconds. Raises Fault when it is not paused."""
+        await self._whole(self._resume(seconds))
+
+    async def _resume(self, seconds: float | None) -> None:
         async with self._changing:
             if not self.paused:
                 raise Fault("failed_precondition", f"The sandbox {self.id} is running already")
@@ -244,6 +262,29 @@ class Held:
         except Fault:
             if self.paused:
                 raise  # not that another call was faster
+
+    # Its network.
+
+    async def connect(self, port: int) -> socket.socket:
+        """Return a connection to a port on the loopback of its network. Raises Fault.
+
+        A socket belongs to the network in which it was made (network_namespaces(7)).
+        """
+        _, fds = await self.ask_fd("socket")
+        link = socket.socket(fileno=fds[0])
+        link.setblocking(False)
+        try:
+            about = (link.family, link.type)
+            if about != (socket.AF_INET, socket.SOCK_STREAM):
+                raise Fault("internal", "the box gave no socket")
+            async with asyncio.timeout(_CONNECT):
+                await self._loop.sock_connect(link, ("127.0.0.1", port))
+        except BaseException as e:
+            link.close()
+            if isinstance(e, OSError):  # TimeoutError is one
+                raise closed(self.id, port) from e
+            raise
+        return link
 
     # Its programs.
 

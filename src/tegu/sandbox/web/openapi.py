@@ -12,12 +12,19 @@ from tegu.sandbox.web.schemas import ANSWERS
 
 __all__ = ["describe", "main"]
 
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
 
 def describe(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     """Return the description as plain data."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(f"/v1{operation.path}", {})[operation.method.lower()] = _one(operation)
+        path = re.sub(r"\{(\w+):[^}]*\}", r"{\1}", f"/v1{operation.path}")
+        for method in _METHODS if operation.method == "*" else (operation.method,):
+            found = _one(operation)
+            if operation.method == "*":
+                found["operationId"] += method.capitalize()
+            paths.setdefault(path, {})[method.lower()] = found
     return {
         "openapi": "3.1.0",
         "info": {
@@ -60,7 +67,7 @@ def _one(operation: Operation) -> dict[str, Any]:
         "parameters": [
             *(
                 {"name": n, "in": "path", "required": True, "schema": {"type": "string"}}
-                for n in re.findall(r"\{(\w+)\}", operation.path)
+                for n in re.findall(r"\{(\w+)[:}]", operation.path)
             ),
             *(_parameter(f) for f in operation.query),
         ],
@@ -120,9 +127,10 @@ def main() -> None:
     from tegu import __version__
     from tegu.sandbox.web.api import Api
     from tegu.sandbox.web.hub import Hub, Rules
+    from tegu.sandbox.web.ports import Ports
     from tegu.sandbox.web.table import operations
 
-    print(json.dumps(describe(operations(Api(Hub(Rules(), None))), __version__), indent=1))
+    print(json.dumps(describe(operations(Api(Hub(Rules(), None), Ports())), __version__), indent=1))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -54,11 +54,14 @@ class Operation:
     raw: bool = False
     websocket: str | None = None
     """How its WebSocket is spoken, if it is one."""
-    faults: Mapping[int, str] = field(default_factory=dict)
+    any_query: bool = False
+    """Whether the query is somebody else's."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Check a request, and carry it out. Raises Fault."""
-        query = read(_typed(request, self.query), self.query, what="the query")
+        query: Mapping[str, Any] = {}
+        if not self.any_query:
+            query = read(_typed(request, self.query), self.query, what="the query")
         body: Mapping[str, Any] = {}
         if self.body is not None:
             body = read(from_json(await request.read()), self.body)

@@ -23,6 +23,7 @@ from tegu.sandbox.web.connect import MAX_MESSAGE
 from tegu.sandbox.web.control import Control
 from tegu.sandbox.web.gate import Gate
 from tegu.sandbox.web.hub import Hub, Rules
+from tegu.sandbox.web.ports import Ports
 from tegu.sandbox.wire import default_socket
 
 __all__ = [
@@ -147,12 +148,14 @@ def check(settings: Settings) -> ssl.SSLContext | None:
 
 def make_app(hub: Hub, tokens: Sequence[str], domain: str | None) -> web.Application:
     """Return the service's handlers."""
-    gate = Gate(hub, tokens)
+    ports = Ports()
+    gate = Gate(hub, ports, tokens)
     app = web.Application(middlewares=[gate.errors, gate.access], client_max_size=2 * MAX_MESSAGE)
+    app.on_cleanup.append(ports.close)
     app.add_routes(Control(hub, domain).routes())
     app.add_routes(envd.routes())
     app.add_routes(transfer.routes())
-    app.add_routes(api.Api(hub).routes())
+    app.add_routes(api.Api(hub, ports).routes())
     return app
 
 

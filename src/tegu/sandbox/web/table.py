@@ -249,4 +249,14 @@ def operations(api: Api) -> list[Operation]:
             query=(path, Field("recursive", "flag", "And all below it.")),
             websocket=WATCH_PROTOCOL,
         ),
+        Operation(
+            "*",
+            f"{one}/ports/{{port}}/{{path:.*}}",
+            "forward",
+            "Send the request on to what listens at a port in the sandbox; a WebSocket as well. Of "
+            "the headers Authorization and X-API-Key stay behind.",
+            Answer(200, "What it answers."),
+            api.port,
+            any_query=True,
+        ),
     ]

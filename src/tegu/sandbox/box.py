@@ -50,6 +50,10 @@ class Pending:
     begun: float = field(default_factory=time.monotonic)
     timer: asyncio.TimerHandle | None = None
     timed_out: bool = False
+    kill: Callable[[], None] | None = None
+    """What the timer does in the end,"""
+    left: float = 0.0
+    """and in how many seconds of running, while the box is paused."""
     program: str = ""
     """What was to be started, for the message when it cannot."""
     started: Callable[[int], None] | None = None
@@ -216,6 +220,18 @@ class Box:
         if self.pid:
             self._signal(signal.SIGKILL)
 
+    def set_paused(self, paused: bool) -> None:
+        """Note that its programs stand still, or go on; so does the time of their timeouts."""
+        if paused == self.paused:
+            return
+        self.paused = paused
+        for pending in self._all():
+            if paused and pending.timer is not None:
+                pending.left = max(0.0, pending.timer.when() - self._loop.time())
+                pending.timer.cancel()
+            elif pending.timer is not None and pending.kill is not None:
+                self._arm(pending, pending.left, pending.kill)
+
     def live_for(self, seconds: float | None) -> None:
         """End it in `seconds` from now, whatever was said before; None lets it live on."""
         if self._life is not None:
@@ -242,6 +258,7 @@ class Box:
             pending.timed_out = True
             kill()
 
+        pending.kill = kill
         pending.timer = self._loop.call_later(timeout, expire)
 
     def _ask(

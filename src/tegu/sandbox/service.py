@@ -378,7 +378,7 @@ class _Connection:
                 self._reply(n, error=_with_name(what, answer))
                 return
             if op in ("pause", "resume"):
-                box.paused = op == "pause"
+                box.set_paused(op == "pause")
             self._reply(n, True)
 
         box.change(op, Pending(done), *arguments)

@@ -336,6 +336,7 @@ def test_watching(service: Service, box: str) -> None:
         ("BOX/files/directory", {"path": "a\0b"}, "is no path"),
         ("BOX/files/move", {"from": "/nothing", "to": "/x"}, "/nothing: No such file"),
         ("BOX/nonsense", {}, "Not Found"),
+        ("BOX/run", b"x" * (33 * 2**20), "exceed"),
     ],
 )
 def test_wrong_requests(service: Service, box: str, path: str, body: Any, message: str) -> None:

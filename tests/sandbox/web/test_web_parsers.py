@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from tegu.errors import UsageError
-from tegu.sandbox.web import connect, control, gate, schemas, transfer
+from tegu.sandbox.web import connect, gate, listing, schemas, transfer
 from tegu.sandbox.web.fault import Fault
 from tegu.sandbox.web.fields import Fields, from_json, read
 from tegu.sandbox.web.program import signal_number
@@ -128,16 +128,16 @@ def test_any_stream(data: bytes) -> None:
 )
 def test_page_tokens(token: str) -> None:
     try:
-        control._page([], {"nextToken": token})
+        listing.page([], {"nextToken": token})
     except Fault as e:
         assert e.status == 400
 
 
 @given(st.text())
 def test_times_and_filters(text: str) -> None:
-    control._metadata(text)
+    listing.metadata(text)
     try:
-        control._when(text)
+        listing.when(text)
     except Fault as e:
         assert e.status == 400
 

@@ -168,7 +168,8 @@ one.kill()
             assert done.stdout == "served\n"
         finally:
             one.process.send_signal(signal.SIGINT)
-            assert one.stop() == 0
+            assert one.process.wait(60) == 0
+            one.stop()
 
 
 def authority(directory: Path) -> int:

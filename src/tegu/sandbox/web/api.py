@@ -17,19 +17,20 @@ from tegu.sandbox.web import transfer
 from tegu.sandbox.web.fault import Fault, gone
 from tegu.sandbox.web.held import Held, Wanted
 from tegu.sandbox.web.hub import Hub
+from tegu.sandbox.web.listener import End
 from tegu.sandbox.web.openapi import describe
 from tegu.sandbox.web.operation import Call
 from tegu.sandbox.web.ports import Ports
-from tegu.sandbox.web.program import End, Program, signal_number
+from tegu.sandbox.web.program import Program, signal_number
 from tegu.sandbox.web.sockets import serve_process, serve_watch
 from tegu.sandbox.web.table import operations
 from tegu.sandbox.web.tree import Info, Tree
 from tegu.sandbox.web.usage import sample
+from tegu.sandbox.web.users import HOME
 from tegu.sandbox.web.watch import Watcher
 
 __all__ = ["Api"]
 
-_HOME = "/root"
 _MAX_OUTPUT = 16 * 2**20
 
 
@@ -174,7 +175,7 @@ class Api:
         program = await held.start_program(
             ["/bin/sh", "-c", command] if isinstance(command, str) else command,
             env=said.get("env"),
-            cwd=Tree(held).resolve(said.get("cwd", "/"), _HOME),
+            cwd=Tree(held).resolve(said.get("cwd", "/"), HOME),
             timeout=said.get("timeout"),
             tag=said.get("tag"),
             stdin=stdin,
@@ -253,7 +254,7 @@ class Api:
 
     async def _tree(self, call: Call, path: str) -> tuple[Tree, str]:
         tree = Tree(await self._awake(call))
-        return tree, tree.resolve(path, _HOME)
+        return tree, tree.resolve(path, HOME)
 
     async def read(self, call: Call) -> web.StreamResponse:
         _, path = await self._tree(call, call.query["path"])
@@ -284,7 +285,7 @@ class Api:
 
     async def move(self, call: Call) -> web.StreamResponse:
         tree, source = await self._tree(call, call.body["from"])
-        target = tree.resolve(call.body["to"], _HOME)
+        target = tree.resolve(call.body["to"], HOME)
         await tree.move(source, target)
         return web.json_response(_file(await tree.stat(target)))
 

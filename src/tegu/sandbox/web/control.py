@@ -7,17 +7,12 @@ snapshots, volumes, secrets) answers 501.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
-import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qsl, unquote
 
 from aiohttp import web
 
@@ -27,6 +22,7 @@ from tegu.sandbox.web.fault import Fault
 from tegu.sandbox.web.fields import Field, from_json, read
 from tegu.sandbox.web.held import Held, Wanted
 from tegu.sandbox.web.hub import Hub
+from tegu.sandbox.web.listing import metadata, page, when, whole
 from tegu.sandbox.web.usage import Sample, sample
 
 __all__ = ["ENVD_VERSION", "Control"]
@@ -34,7 +30,6 @@ __all__ = ["ENVD_VERSION", "Control"]
 ENVD_VERSION = "0.6.4"
 """What its clients are told to expect inside a sandbox: file metadata, entries in watch events."""
 _DEFAULT_TIMEOUT = 300.0
-_PAGE = 100
 _REMEMBERED_KEYS = 1000
 
 _NEW = (
@@ -229,8 +224,8 @@ class Control:
         states = {s for value in query.getall("state", []) for s in value.split(",") if s}
         if states - {"running", "paused"}:
             raise Fault("invalid_argument", "state: it is neither running nor paused")
-        wanted = _metadata(query.get("metadata", ""))
-        after = _when(query["startedAfter"]) if "startedAfter" in query else None
+        wanted = metadata(query.get("metadata", ""))
+        after = when(query["startedAfter"]) if "startedAfter" in query else None
         found = [
             held
             for held in self._hub.all()
@@ -241,9 +236,9 @@ class Control:
         ]
         if query.get("order", "desc") != "asc":
             found.reverse()
-        page, following = _page(found, query)
+        shown, following = page(found, query)
         headers = {"X-Next-Token": following} if following else {}
-        return web.json_response([self._listed(h) for h in page], headers=headers)
+        return web.json_response([self._listed(h) for h in shown], headers=headers)
 
     def _held(self, request: web.Request) -> Held:
         return self._hub.get(request.match_info["sandbox"].partition("-")[0])
@@ -311,7 +306,7 @@ class Control:
         held = self._held(request)
         if not held.paused:
             await sample(held)
-        start, end = (_whole(request.query, name) for name in ("start", "end"))
+        start, end = (whole(request.query, name) for name in ("start", "end"))
         return web.json_response(
             [
                 _metric(s)
@@ -332,13 +327,15 @@ class Control:
         return web.json_response({"sandboxes": found})
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
-        lines = [{"timestamp": _time(when), "line": line} for when, line in self._held(request).log]
+        lines = [
+            {"timestamp": _time(moment), "line": line} for moment, line in self._held(request).log
+        ]
         return web.json_response({"logs": lines, "logEntries": []})
 
     async def _logs_v2(self, request: web.Request) -> web.StreamResponse:
         entries = [
-            {"timestamp": _time(when), "message": line, "level": "info", "fields": {}}
-            for when, line in self._held(request).log
+            {"timestamp": _time(moment), "message": line, "level": "info", "fields": {}}
+            for moment, line in self._held(request).log
         ]
         return web.json_response({"logs": entries})
 
@@ -396,51 +393,3 @@ def _metric(s: Sample) -> dict[str, Any]:
         "diskUsed": s.disk,
         "diskTotal": s.disk_total,
     }
-
-
-def _metadata(text: str) -> dict[str, str]:
-    """Return the pairs of a filter: URL-encoded twice, as E2B's clients send it."""
-    return {unquote(k): unquote(v) for k, v in parse_qsl(text, keep_blank_values=True)}
-
-
-def _when(text: str) -> float:
-    try:
-        return datetime.fromisoformat(text.replace(" ", "+")).timestamp()
-    except (ValueError, OverflowError):
-        raise Fault("invalid_argument", f"startedAfter: {text[:40]!r} is no time") from None
-
-
-def _whole(query: Mapping[str, str], name: str) -> int | None:
-    text = query.get(name)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise Fault("invalid_argument", f"{name}: {text[:40]!r} is no whole number")
-    return int(text)
-
-
-def _page(found: list[Held], query: Mapping[str, str]) -> tuple[list[Held], str]:
-    """Return one page, and the token of the next, which is where this one ends."""
-    limit = _whole(query, "limit") or _PAGE
-    at = 0
-    token = query.get("nextToken")
-    if token:
-        try:
-            created, name = json.loads(base64.urlsafe_b64decode(token))
-        except (binascii.Error, ValueError, TypeError):
-            raise Fault("invalid_argument", "nextToken: it is none of ours") from None
-        if not isinstance(created, float) or not isinstance(name, str):
-            raise Fault("invalid_argument", "nextToken: it is none of ours")
-        newest_first = query.get("order", "desc") != "asc"
-        beyond = [
-            i
-            for i, h in enumerate(found)
-            if ((h.created, h.id) < (created, name)) == newest_first
-            and (h.created, h.id) != (created, name)
-        ]
-        at = beyond[0] if beyond else len(found)
-    page = found[at : at + limit]
-    if at + limit >= len(found) or not page:
-        return page, ""
-    last = json.dumps([page[-1].created, page[-1].id]).encode()
-    return page, base64.urlsafe_b64encode(last).decode()

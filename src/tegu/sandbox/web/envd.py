@@ -1,18 +1,15 @@
-"""What E2B's clients expect inside a sandbox: processes and files, as Connect RPC services.
+"""What E2B's clients expect inside a sandbox: its processes, as a Connect RPC service.
 
-Services `process.Process` and `filesystem.Filesystem`, by their published names and fields. That a
-program ends when its `Start` has run out of time, whoever still listens, is as they have it; that a
-client which went away can connect again and misses nothing is ours (`program`).
+Service `process.Process`, by its published names and fields. That a program ends when its `Start`
+has run out of time, whoever still listens, is as they have it; that a client which went away can
+connect again and misses nothing is ours (`program`).
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import secrets
 import signal
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -22,50 +19,20 @@ from tegu.sandbox.web.fault import Fault
 from tegu.sandbox.web.fields import Fields
 from tegu.sandbox.web.gate import HELD
 from tegu.sandbox.web.held import Held
-from tegu.sandbox.web.program import End, Program
-from tegu.sandbox.web.tree import Info, Tree
-from tegu.sandbox.web.watch import Change, Watcher
+from tegu.sandbox.web.listener import End
+from tegu.sandbox.web.program import Program
+from tegu.sandbox.web.tree import Tree
+from tegu.sandbox.web.users import HOME, check_named_user
 
-__all__ = ["HOME", "check_user", "routes"]
+__all__ = ["routes"]
 
-HOME = "/root"
 _SIGNALS = {
     "SIGNAL_SIGTERM": signal.SIGTERM,
     "SIGNAL_SIGKILL": signal.SIGKILL,
     "15": signal.SIGTERM,
     "9": signal.SIGKILL,
 }
-_FILE_TYPES = {
-    "file": "FILE_TYPE_FILE",
-    "directory": "FILE_TYPE_DIRECTORY",
-    "link": "FILE_TYPE_SYMLINK",
-    "other": "FILE_TYPE_UNSPECIFIED",
-}
 _OUTPUTS = {"stdout": "stdout", "stderr": "stderr", "terminal": "pty"}
-
-
-def check_user(name: str) -> None:
-    """Raise Fault unless a program may run as this user: root, or who is not named."""
-    if name not in ("", "root"):
-        raise Fault(
-            "unauthenticated",
-            f"invalid username: {name!r}",
-            hint="programs run as root of their sandbox, who is nobody on the host",
-        )
-
-
-def _user(request: web.Request) -> None:
-    kind, _, text = request.headers.get("Authorization", "").partition(" ")
-    if kind.lower() != "basic":
-        return
-    try:
-        name = base64.b64decode(text, validate=True).decode().partition(":")[0]
-    except (binascii.Error, ValueError):
-        raise Fault("unauthenticated", "Authorization: it is not base64") from None
-    check_user(name)
-
-
-# process.Process
 
 
 def _selected(held: Held, message: Fields) -> Program:
@@ -90,7 +57,7 @@ async def _start(
     request: web.Request, message: Fields, seconds: float | None
 ) -> AsyncIterator[dict[str, Any]]:
     held = request[HELD]
-    _user(request)
+    check_named_user(request)
     config = message.message("process")
     program = await held.start_program(
         [config.text("cmd"), *config.texts("args")],
@@ -219,125 +186,9 @@ async def _update(request: web.Request, message: Fields) -> dict[str, Any]:
     return {}
 
 
-# filesystem.Filesystem
-
-
-def _entry(info: Info) -> dict[str, Any]:
-    modified = datetime.fromtimestamp(max(0.0, min(info.modified, 253402300799.0)), UTC)
-    entry: dict[str, Any] = {
-        "name": info.name,
-        "type": _FILE_TYPES[info.kind],
-        "path": info.path,
-        "size": str(info.size),
-        "mode": info.mode,
-        "permissions": info.permissions,
-        "owner": info.owner,
-        "group": info.group,
-        "modifiedTime": modified.isoformat().replace("+00:00", "Z"),
-    }
-    if info.target is not None:
-        entry |= {"symlinkTarget": info.target, "isSymlink": True}
-    if info.metadata:
-        entry["metadata"] = info.metadata
-    return entry
-
-
-def _place(request: web.Request, message: Fields, name: str = "path") -> tuple[Tree, str]:
-    _user(request)
-    tree = Tree(request[HELD])
-    return tree, tree.resolve(message.text(name), HOME)
-
-
-async def _stat(request: web.Request, message: Fields) -> dict[str, Any]:
-    tree, path = _place(request, message)
-    return {"entry": _entry(await tree.stat(path))}
-
-
-async def _make_dir(request: web.Request, message: Fields) -> dict[str, Any]:
-    tree, path = _place(request, message)
-    if not await tree.make_directories(path):
-        raise Fault("already_exists", f"{path}: it is there already")
-    return {"entry": _entry(await tree.stat(path))}
-
-
-async def _move(request: web.Request, message: Fields) -> dict[str, Any]:
-    tree, source = _place(request, message, "source")
-    target = tree.resolve(message.text("destination"), HOME)
-    await tree.move(source, target)
-    return {"entry": _entry(await tree.stat(target))}
-
-
-async def _list_dir(request: web.Request, message: Fields) -> dict[str, Any]:
-    tree, path = _place(request, message)
-    found = await tree.entries(path, max(1, message.whole("depth")))
-    return {"entries": [_entry(info) for info in found]}
-
-
-async def _remove(request: web.Request, message: Fields) -> dict[str, Any]:
-    tree, path = _place(request, message)
-    await tree.remove(path)
-    return {}
-
-
-def _change(change: Change) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": change.name, "type": f"EVENT_TYPE_{change.kind.upper()}"}
-    if change.info is not None:
-        found["entry"] = _entry(change.info)
-    return found
-
-
-async def _watcher(request: web.Request, message: Fields) -> Watcher:
-    _, path = _place(request, message)
-    watcher = Watcher(
-        request[HELD],
-        path,
-        recursive=message.flag("recursive"),
-        with_info=message.flag("include_entry"),
-    )
-    await watcher.start()
-    return watcher
-
-
-async def _watch_dir(
-    request: web.Request, message: Fields, _: float | None
-) -> AsyncIterator[dict[str, Any]]:
-    watcher = await _watcher(request, message)
-    try:
-        yield {"start": {}}
-        while True:
-            yield {"filesystem": _change(await watcher.next())}
-    finally:
-        watcher.close()
-
-
-async def _create_watcher(request: web.Request, message: Fields) -> dict[str, Any]:
-    watcher = await _watcher(request, message)
-    name = f"polled-{secrets.token_hex(8)}"
-    request[HELD].attachments[name] = watcher
-    return {"watcherId": name}
-
-
-def _polled(request: web.Request, message: Fields) -> Watcher:
-    name = message.text("watcher_id")
-    found = request[HELD].attachments.get(name)
-    if not isinstance(found, Watcher) or not name.startswith("polled-"):
-        raise Fault("not_found", f"there is no watcher {name!r}")
-    return found
-
-
-async def _get_watcher_events(request: web.Request, message: Fields) -> dict[str, Any]:
-    return {"events": [_change(c) for c in await _polled(request, message).settled_changes()]}
-
-
-async def _remove_watcher(request: web.Request, message: Fields) -> dict[str, Any]:
-    _polled(request, message).close()
-    del request[HELD].attachments[message.text("watcher_id")]
-    return {}
-
-
 def routes() -> list[web.RouteDef]:
-    """Return the routes of both services."""
-    process = {
+    """Return the routes of the service."""
+    methods = {
         "List": connect.unary(_list),
         "Start": connect.stream(_start, deadline=False),
         "Connect": connect.stream(_connect, deadline=True),
@@ -347,20 +198,4 @@ def routes() -> list[web.RouteDef]:
         "SendSignal": connect.unary(_send_signal),
         "CloseStdin": connect.unary(_close_stdin),
     }
-    filesystem = {
-        "Stat": connect.unary(_stat),
-        "MakeDir": connect.unary(_make_dir),
-        "Move": connect.unary(_move),
-        "ListDir": connect.unary(_list_dir),
-        "Remove": connect.unary(_remove),
-        "WatchDir": connect.stream(_watch_dir, deadline=True),
-        "CreateWatcher": connect.unary(_create_watcher),
-        "GetWatcherEvents": connect.unary(_get_watcher_events),
-        "RemoveWatcher": connect.unary(_remove_watcher),
-    }
-    services = {"process.Process": process, "filesystem.Filesystem": filesystem}
-    return [
-        web.post(f"/{service}/{name}", handler)
-        for service, methods in services.items()
-        for name, handler in methods.items()
-    ]
+    return [web.post(f"/process.Process/{name}", handler) for name, handler in methods.items()]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import secrets
 import socket
-import stat
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -20,9 +17,10 @@ from tegu.errors import SandboxError, TeguError
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.web.fault import Fault, as_fault, closed, gone
 from tegu.sandbox.web.link import Link
-from tegu.sandbox.web.program import Program, set_size
+from tegu.sandbox.web.program import Program
+from tegu.sandbox.web.terminal import prepare
 
-__all__ = ["MAX_PROGRAMS", "Held", "Wanted"]
+__all__ = ["MAX_PROGRAMS", "Held", "Names", "Wanted"]
 
 MAX_PROGRAMS = 1024
 """Programs that run at a time in one sandbox by way of the service."""
@@ -31,8 +29,6 @@ _FINISHED = 32
 """Ended programs whose last output is kept for who attaches late,"""
 _FINISHED_FOR = 300.0
 """and for how many seconds."""
-_TIOCGPTN, _TIOCSPTLCK = 0x80045430, 0x40045431
-"""asm-generic/ioctls.h"""
 _TERMINAL = 'exec 0<>"$0" 1>&0 2>&0; exec "$@"'
 """Opening it makes it the controlling terminal: a program in a box starts as leader of a session
 that has none (tty_ioctl(4), setsid(2))."""
@@ -55,6 +51,17 @@ class Wanted:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Names:
+    """What a box calls its users and groups, by their numbers in it, and when that was read (the
+    event loop's time). `first` is the host's number of its user 0."""
+
+    read: float
+    first: int
+    users: Mapping[int, str]
+    groups: Mapping[int, str]
+
+
 class Held:
     """One sandbox. `forget` is called once, when it has ended, with the reason."""
 
@@ -68,6 +75,7 @@ class Held:
         self.env = dict(wanted.env)
         self.created = time.time()
         self.end_at: float | None = None
+        self.names: Names | None = None
         self.paused = False
         self.ended: str | None = None
         self.programs: dict[int, Program] = {}
@@ -357,26 +365,17 @@ class Held:
         return found
 
     async def _open_terminal(self, rows: int, columns: int) -> tuple[int, str]:
-        """Make a terminal of the box's own (pts(4)); returns our end, and the path of its."""
+        """Make a terminal of the box's own; returns our end, and the path of its."""
         _, fds = await self.ask_fd("open", path="/dev/ptmx", flags=os.O_RDWR)
         for extra in fds[1:]:
             os.close(extra)
         if not fds:
             raise SandboxError("/dev/ptmx: the box gave no descriptor")
-        terminal = fds[0]
         try:
-            about = os.fstat(terminal)
-            if not stat.S_ISCHR(about.st_mode) or about.st_rdev != os.makedev(5, 2):
-                raise SandboxError("/dev/ptmx: the box has no terminals")
-            fcntl.ioctl(terminal, _TIOCSPTLCK, struct.pack("i", 0))
-            (number,) = struct.unpack("I", fcntl.ioctl(terminal, _TIOCGPTN, bytes(4)))
-            set_size(terminal, rows, columns)
-        except BaseException as e:
-            os.close(terminal)
-            if isinstance(e, OSError):
-                raise SandboxError(f"/dev/ptmx: {e.strerror}") from e
+            return fds[0], prepare(fds[0], rows, columns)
+        except BaseException:
+            os.close(fds[0])
             raise
-        return terminal, f"/dev/pts/{number}"
 
     async def _begin_on_terminal(self, program: Program, spec: RunSpec, terminal: int) -> None:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)

@@ -11,80 +11,23 @@ import asyncio
 import fcntl
 import os
 import signal
-import struct
 import sys
 import termios
 from collections import deque
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from tegu.errors import TeguError
 from tegu.sandbox.web.fault import Fault, as_fault
 from tegu.sandbox.web.link import Link, Run
+from tegu.sandbox.web.listener import End, Listener
+from tegu.sandbox.web.terminal import set_size
 
-__all__ = ["BACKLOG", "End", "Listener", "Program", "set_size", "signal_number"]
+__all__ = ["BACKLOG", "End", "Listener", "Program", "signal_number"]
 
 _CHUNK = 65536
 BACKLOG = 2**20
 """Bytes of output that are kept while nobody is attached."""
-_HIGH = 2**20
-"""Bytes that wait for a client before nothing more is read."""
-
-
-@dataclass(frozen=True)
-class End:
-    """How a program ended: `outcome` as the supervisor told it, or the error that ended it."""
-
-    outcome: dict[str, Any] | None
-    error: Fault | None
-
-
-class Listener:
-    """One who is attached to a program."""
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._queue: deque[tuple[str, bytes]] = deque()
-        self._size = 0
-        self._more = asyncio.Event()
-
-    @property
-    def full(self) -> bool:
-        """Whether it should be waited for."""
-        return self._size > _HIGH
-
-    def put(self, stream: str, data: bytes) -> None:
-        """Queue output for it."""
-        self._queue.append((stream, data))
-        self._size += len(data)
-        self._more.set()
-
-    def wake(self) -> None:
-        """Let it see that the program has ended."""
-        self._more.set()
-
-    async def next(self) -> tuple[str, bytes] | End:
-        """Wait for output, or for the end once all output was heard."""
-        while not self._queue:
-            if self._program.end is not None:
-                return self._program.end
-            self._more.clear()
-            await self._more.wait()
-        stream, data = self._queue.popleft()
-        self._size -= len(data)
-        self._program.heard()
-        return stream, data
-
-    async def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
-        """Yield output until the program ends."""
-        while not isinstance(item := await self.next(), End):
-            yield item
-
-    def close(self) -> None:
-        """Go: what it has not heard is kept for the next."""
-        self._program.leave(self, self._queue)
 
 
 class Program:
@@ -349,13 +292,6 @@ class Program:
         if self._terminal < 0:
             raise Fault("failed_precondition", f"process {self.pid} has no terminal")
         set_size(self._terminal, rows, columns)
-
-
-def set_size(terminal: int, rows: int, columns: int) -> None:
-    """TIOCSWINSZ; raises Fault when a size is out of range."""
-    if not (0 < rows < 2**16 and 0 < columns < 2**16):
-        raise Fault("invalid_argument", f"{rows} x {columns} is no size of a terminal")
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 def signal_number(name: str | int) -> int | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from aiohttp import web
 
 from tegu.errors import SandboxError, UsageError
-from tegu.sandbox.web import api, envd, transfer
+from tegu.sandbox.web import api, envd, envd_files, transfer
 from tegu.sandbox.web.connect import MAX_MESSAGE
 from tegu.sandbox.web.control import Control
 from tegu.sandbox.web.gate import Gate
@@ -154,6 +154,7 @@ def make_app(hub: Hub, tokens: Sequence[str], domain: str | None) -> web.Applica
     app.on_cleanup.append(ports.close)
     app.add_routes(Control(hub, domain).routes())
     app.add_routes(envd.routes())
+    app.add_routes(envd_files.routes())
     app.add_routes(transfer.routes())
     app.add_routes(api.Api(hub, ports).routes())
     return app

@@ -14,7 +14,8 @@ from tegu.errors import TeguError
 from tegu.sandbox.web.fault import Fault, as_fault
 from tegu.sandbox.web.fields import Field, read
 from tegu.sandbox.web.gate import error_body
-from tegu.sandbox.web.program import End, Program, signal_number
+from tegu.sandbox.web.listener import End
+from tegu.sandbox.web.program import Program, signal_number
 from tegu.sandbox.web.watch import Watcher
 
 __all__ = ["PROCESS_PROTOCOL", "WATCH_PROTOCOL", "serve_process", "serve_watch"]

@@ -102,6 +102,8 @@ def run(
         asyncio.run(serve(settings, ready))
     finally:
         if child:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # it is ending already
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGTERM)
             os.waitpid(child, 0)

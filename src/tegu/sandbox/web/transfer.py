@@ -11,13 +11,13 @@ from urllib.parse import quote
 
 from aiohttp import BodyPartReader, web
 
-from tegu.sandbox.web.envd import HOME, check_user
 from tegu.sandbox.web.fault import Fault, as_fault
 from tegu.sandbox.web.fields import Field, from_json, read
 from tegu.sandbox.web.gate import HELD
 from tegu.sandbox.web.held import Held
 from tegu.sandbox.web.tree import CHUNK, Info, Tree
 from tegu.sandbox.web.usage import sample
+from tegu.sandbox.web.users import HOME, check_user
 
 __all__ = ["routes", "send_file", "take_body"]
 

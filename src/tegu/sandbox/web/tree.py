@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from tegu.errors import SandboxError
 from tegu.sandbox.client import checked_file
 from tegu.sandbox.web.fault import Fault, as_fault
-from tegu.sandbox.web.held import Held
+from tegu.sandbox.web.held import Held, Names
 
 __all__ = ["CHUNK", "METADATA", "Info", "Tree"]
 
@@ -26,6 +26,7 @@ METADATA = "user.e2b."
 """Extended attributes that hold what a client noted about a file (xattr(7))."""
 _MOST_ENTRIES = 100_000
 _IDS = 65536
+_NAMES_FOR = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,6 @@ class Tree:
 
     def __init__(self, held: Held) -> None:
         self._held = held
-        self._names: tuple[int, dict[int, str], dict[int, str]] | None = None
 
     def resolve(self, path: str, home: str = "/root") -> str:
         """Return an absolute path: a relative one, and "~", start at home. Raises Fault."""
@@ -139,8 +139,8 @@ class Tree:
             size=about.st_size,
             mode=stat.S_IMODE(about.st_mode),
             permissions=stat.filemode(about.st_mode),
-            owner=self._owner(about.st_uid, 1),
-            group=self._owner(about.st_gid, 2),
+            owner=self._owner(about.st_uid),
+            group=self._owner(about.st_gid, group=True),
             modified=about.st_mtime,
             target=None if target is None else _text(target),
             metadata=metadata,
@@ -148,16 +148,17 @@ class Tree:
 
     async def _learn_names(self) -> None:
         """Read the box's own names of users and groups, and which of the host's ids is its 0."""
+        now = asyncio.get_running_loop().time()
+        if self._held.names is not None and now - self._held.names.read < _NAMES_FOR:
+            return
         root = await self._directory("/")
         try:
             first = os.fstat(root).st_uid
         finally:
             os.close(root)
-        self._names = (
-            first,
-            await self._read_names("/etc/passwd"),
-            await self._read_names("/etc/group"),
-        )
+        users = await self._read_names("/etc/passwd")
+        groups = await self._read_names("/etc/group")
+        self._held.names = Names(now, first, users, groups)
 
     async def _read_names(self, path: str) -> dict[int, str]:
         names: dict[int, str] = {0: "root"}
@@ -172,13 +173,13 @@ class Tree:
                     names.setdefault(int(fields[2][:9]), fields[0])
         return names
 
-    def _owner(self, number: int, which: int) -> str:
-        assert self._names is not None
-        inside = number - self._names[0]
-        names = self._names[1] if which == 1 else self._names[2]
+    def _owner(self, number: int, *, group: bool = False) -> str:
+        names = self._held.names
+        assert names is not None
+        inside = number - names.first
         if not 0 <= inside < _IDS:
-            return "nobody" if which == 1 else "nogroup"
-        return names.get(inside, str(inside))
+            return "nogroup" if group else "nobody"
+        return (names.groups if group else names.users).get(inside, str(inside))
 
     # Changing.
 
@@ -278,21 +279,13 @@ def _text(name: str) -> str:
 
 
 def _metadata(directory: int, name: str) -> dict[str, str]:
+    path = f"/proc/self/fd/{directory}/{name}"
     found = {}
-    try:
-        fd = os.open(
-            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
-        )
-    except OSError:
-        return {}
-    try:
-        for key in os.listxattr(fd):
+    with suppress(OSError):  # a file system without, or it went away
+        for key in os.listxattr(path, follow_symlinks=False):
             if key.startswith(METADATA):
-                found[key.removeprefix(METADATA)] = os.getxattr(fd, key).decode(errors="replace")
-    except OSError:
-        return found
-    finally:
-        os.close(fd)
+                value = os.getxattr(path, key, follow_symlinks=False)
+                found[key.removeprefix(METADATA)] = value.decode(errors="replace")
     return found
 
 

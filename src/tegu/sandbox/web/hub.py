@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tegu.errors import TeguError
+from tegu.errors import TeguError, UnsupportedError
 from tegu.sandbox.spec import BoxSpec
 from tegu.sandbox.web.fault import Fault, as_fault, gone
 from tegu.sandbox.web.held import Held, Wanted
@@ -44,7 +44,10 @@ class Rules:
         return replace(self.box, template=found)
 
     def check(self, box: BoxSpec) -> None:
-        """Raise Fault when a box shall have more than the service gives."""
+        """Raise Fault when a box shall have more than the service gives; UnsupportedError when it
+        is of a class whose first process does not do what the service asks (pids, sockets)."""
+        if box.kind != "container":
+            raise UnsupportedError(f"class {box.kind} over HTTP: it offers containers")
         for name in ("memory", "cpus", "pids", "files", "disk"):
             most, asked = getattr(self.box.limits, name), getattr(box.limits, name)
             if most is not None and (asked is None or asked > most):

@@ -504,3 +504,13 @@ def test_errors_have_one_line(path: Path) -> None:
         run(["x\ny"])
     except TeguError as e:
         assert "cannot start" in e.message
+
+
+def test_files_move_between_directories(box: Sandbox) -> None:
+    """Which Landlock denies unless it is told otherwise: mv would copy, rename(2) fail."""
+    program = (
+        "import os; os.mkdir('/a'); open('/f', 'w'); "
+        "os.rename('/f', '/a/f'); os.rename('/a', '/tmp/a')"
+    )
+    assert box.run(["python3", "-c", program]).check().exit_code == 0
+    assert [e.name for e in box.files.list("/tmp/a")] == ["f"]

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tegu.errors import UsageError
+
 __all__ = ["app", "run_app"]
 
 app = typer.Typer(no_args_is_help=True)
@@ -33,7 +35,10 @@ def run(
     raise typer.Exit(main(words or []))
 
 
-@app.command(epilog="Example: tegu sandbox serve --warm 32")
+@app.command(
+    epilog="Examples: tegu sandbox serve --warm 32; "
+    "tegu sandbox serve --http 127.0.0.1:3000 --token-file tokens --template python=/srv/python"
+)
 def serve(
     socket: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to listen.")] = None,
     warm: int = typer.Option(16, min=0, max=1024, help="The most boxes to hold ready."),
@@ -41,15 +46,57 @@ def serve(
     launcher: bool = typer.Option(
         True, "--launcher/--no-launcher", help="Start boxes by the compiled launcher, if there."
     ),
+    http: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="Offer HTTP at: unix, unix:/PATH, HOST:PORT, :PORT."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Tokens of HTTP, one a line; TCP needs one.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Speak TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="Where clients find sandboxes, as PORT-ID.DOMAIN.")
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="A template of HTTP; 'base' is this machine's /usr."),
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="HTTP: memory of a sandbox.")] = None,
+    cpus: Annotated[float | None, typer.Option(help="HTTP: processors of a sandbox.")] = None,
+    pids: int = typer.Option(512, help="HTTP: processes and threads of a sandbox."),
+    disk: str = typer.Option("256M", help="HTTP: what a sandbox may write."),
+    max_timeout: float = typer.Option(86400, min=1, metavar="S", help="HTTP: longest life."),
+    max_sandboxes: int = typer.Option(1000, min=1, help="HTTP: sandboxes at a time."),
 ) -> None:
     """Run the supervisor until it is told to stop; for a service manager.
 
-    Without it, the first client starts one, which ends after five unused minutes.
+    Without it, the first client starts one, which ends after five unused minutes. With --http it
+    also offers sandboxes over HTTP and WebSocket, and the E2B wire API (docs/sandbox-api.md).
     """
     from tegu.sandbox.keeper import keep
     from tegu.sandbox.wire import default_socket
 
     where = socket or default_socket()
+    if http:
+        from tegu.sandbox.web.start import offer
+
+        offer(
+            where,
+            http,
+            warm=warm,
+            compiled=launcher,
+            token_file=token_file,
+            tls=(tls_cert, tls_key),
+            domain=domain,
+            templates=template or [],
+            limits={"memory": memory, "cpus": cpus, "pids": pids, "disk": disk},
+            most=(max_timeout, max_sandboxes),
+            ready=lambda urls: print("\n".join(urls), flush=True),
+        )
+        return
+    if token_file or tls_cert or tls_key or domain or template or memory or cpus:
+        raise UsageError("these options are for --http ADDRESS, which is not there")
     raise typer.Exit(keep(where, warm=warm, idle_exit=idle_exit or None, compiled=launcher))
 
 
@@ -208,7 +255,6 @@ def cp(
     target: str = typer.Argument(metavar="FILE|BOX:FILE"),
 ) -> None:
     """Copy one file into a box or out of one; paths in the box are absolute."""
-    from tegu.errors import UsageError
     from tegu.files import write_atomic
     from tegu.sandbox.client import Sandbox
 

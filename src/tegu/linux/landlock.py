@@ -16,6 +16,7 @@ __all__ = [
     "FS_DEVICES",
     "FS_EXECUTE",
     "FS_READ",
+    "FS_REFER",
     "FS_WRITE",
     "SCOPE_ABSTRACT_SOCKETS",
     "SCOPE_SIGNALS",
@@ -36,6 +37,7 @@ _TRUNCATE = 1 << 14
 _IOCTL_DEV = 1 << 15
 _MAKE_CHAR = 1 << 6
 _MAKE_BLOCK = 1 << 11
+FS_REFER = 1 << 13
 FS_READ = _READ_FILE | _READ_DIR
 FS_DEVICES = _MAKE_CHAR | _MAKE_BLOCK
 FS_WRITE = 0x7FFE & ~FS_READ & ~FS_DEVICES  # write, remove, make anything but devices, refer
@@ -62,7 +64,8 @@ class _PathBeneath(ctypes.Structure):
 def abi() -> int:
     """Return the version of Landlock that this kernel has; 0 when it has none, or is not told to.
 
-    4 brings TCP, 5 device ioctls, 6 scopes for signals and abstract sockets.
+    2 brings FS_REFER (moves between directories, which version 1 always denies), 4 TCP, 5 device
+        ioctls, 6 scopes for signals and abstract sockets.
     """
     try:
         return libc.syscall("landlock_create_ruleset", 0, 0, _CREATE_VERSION)

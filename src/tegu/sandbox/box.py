@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tegu.errors import SandboxError
@@ -17,7 +17,7 @@ from tegu.linux.cgroups import Group
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.wireless import receive, tell
 
-__all__ = ["Box", "Outcome", "Pending"]
+__all__ = ["Box", "Outcome", "Pending", "RefusedError", "StartError"]
 
 _GRACE = 5.0
 """Seconds that a box's first process has to carry a kill out before the whole box is killed."""
@@ -50,8 +50,14 @@ class Pending:
     begun: float = field(default_factory=time.monotonic)
     timer: asyncio.TimerHandle | None = None
     timed_out: bool = False
+    kill: Callable[[], None] | None = None
+    """What the timer does in the end,"""
+    left: float = 0.0
+    """and in how many seconds of running, while the box is paused."""
     program: str = ""
     """What was to be started, for the message when it cannot."""
+    started: Callable[[int], None] | None = None
+    """Called with the program's pid in the box, once it runs in a box that lives on."""
 
     def finish(self, answer: Outcome | list[int] | SandboxError) -> None:
         """Answer, and let the timer go."""
@@ -200,8 +206,12 @@ class Box:
         """Open a file as the box sees it; the answer is a descriptor."""
         self._ask("open", pending, (path, str(flags)))
 
+    def socket(self, pending: Pending) -> None:
+        """Make a TCP socket in the box's network; the answer is its descriptor."""
+        self._ask("socket", pending)
+
     def change(self, op: str, pending: Pending, *arguments: str) -> None:
-        """mkdir or remove a path; pause or resume all programs."""
+        """mkdir or remove a path, rename one; pause or resume all programs."""
         self._ask(op, pending, arguments)
 
     def kill(self) -> None:
@@ -209,6 +219,25 @@ class Box:
         self._doomed = True
         if self.pid:
             self._signal(signal.SIGKILL)
+
+    def set_paused(self, paused: bool) -> None:
+        """Note that its programs stand still, or go on; so does the time of their timeouts."""
+        if paused == self.paused:
+            return
+        self.paused = paused
+        for pending in self._all():
+            if paused and pending.timer is not None:
+                pending.left = max(0.0, pending.timer.when() - self._loop.time())
+                pending.timer.cancel()
+            elif pending.timer is not None and pending.kill is not None:
+                self._arm(pending, pending.left, pending.kill)
+
+    def live_for(self, seconds: float | None) -> None:
+        """End it in `seconds` from now, whatever was said before; None lets it live on."""
+        if self._life is not None:
+            self._life.cancel()
+        self._life = None if seconds is None else self._loop.call_later(seconds, self._expire)
+        self.spec = replace(self.spec, timeout=seconds)
 
     # Inside.
 
@@ -229,6 +258,7 @@ class Box:
             pending.timed_out = True
             kill()
 
+        pending.kill = kill
         pending.timer = self._loop.call_later(timeout, expire)
 
     def _ask(
@@ -287,6 +317,10 @@ class Box:
                 self._answer(1, [])
             elif words[0] == "error":
                 self.error = self._start_error(words)
+            elif words[0] == "started":
+                begun = self._pending.get(int(words[1]))
+                if begun is not None and begun.started is not None:
+                    begun.started(int(words[2]))
             elif words[0] == "exited":
                 number, status = int(words[1]), int(words[2])
                 user, system, rss = float(words[3]), float(words[4]), int(words[5])
@@ -306,7 +340,7 @@ class Box:
                     if self._once:
                         self.kill()
                 elif pending is not None:
-                    pending.finish(SandboxError(what))
+                    pending.finish(RefusedError(what, int(words[2])))
         except (IndexError, ValueError, OverflowError):
             self.error = SandboxError(f"box {self.name} talks nonsense: it was killed")
             self.kill()
@@ -423,6 +457,14 @@ def _last_words(link: socket.socket) -> tuple[bytes, list[int]]:
 def _words(run: RunSpec) -> list[str]:
     env = [f"{name}={value}" for name, value in run.environment().items()]
     return [run.cwd, str(len(run.argv)), *run.argv, *env]
+
+
+class RefusedError(SandboxError):
+    """The kernel refused what was asked of the box; `number` is the errno."""
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(what)
+        self.number = number
 
 
 class StartError(SandboxError):

@@ -137,6 +137,10 @@ def _obey(box: _Box, words: list[str], fds: list[int]) -> None:
             mode = 0o644 if flags & os.O_CREAT else 0
             opened.append(openat.open_in_root(box.root, words[2], flags, mode))
             wireless.tell(box.link, "done", number, fds=opened)
+        elif op == "socket":
+            flags = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+            opened.append(_socket.socket(_socket.AF_INET, flags).detach())
+            wireless.tell(box.link, "done", number, fds=opened)
         else:
             _change(box, op, words[2:])
             wireless.tell(box.link, "done", number)
@@ -179,6 +183,8 @@ def _run(box: _Box, words: list[str], fds: list[int]) -> None:
         for fd in high:
             os.close(fd)
     box.runs[pid] = _Run(words[1], before)
+    if not box.last_run:
+        wireless.tell(box.link, "started", words[1], str(pid))
 
 
 def _find(name: str, path: str, cwd: str) -> str:
@@ -264,8 +270,7 @@ def _change(box: _Box, op: str, arguments: list[str]) -> None:
     elif op == "resume":
         _quietly(-1, _signal.SIGCONT)
     elif op in ("mkdir", "remove"):
-        directory, _, name = arguments[0].rstrip("/").rpartition("/")
-        fd = openat.open_in_root(box.root, directory or "/", os.O_PATH | os.O_DIRECTORY)
+        fd, name = _place(box, arguments[0])
         try:
             if op == "mkdir":
                 os.mkdir(name, 0o755, dir_fd=fd)
@@ -273,8 +278,24 @@ def _change(box: _Box, op: str, arguments: list[str]) -> None:
                 _remove(fd, name)
         finally:
             os.close(fd)
+    elif op == "rename":
+        fd, name = _place(box, arguments[0])
+        try:
+            to, new = _place(box, arguments[1])
+            try:
+                os.rename(name, new, src_dir_fd=fd, dst_dir_fd=to)
+            finally:
+                os.close(to)
+        finally:
+            os.close(fd)
     else:
         raise OSError(38, f"no such order: {op}")
+
+
+def _place(box: _Box, path: str) -> tuple[int, str]:
+    """Open the directory that a path's last name is in; return it, and that name."""
+    directory, _, name = path.rstrip("/").rpartition("/")
+    return openat.open_in_root(box.root, directory or "/", os.O_PATH | os.O_DIRECTORY), name
 
 
 def _remove(directory: int, name: str) -> None:

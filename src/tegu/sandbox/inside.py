@@ -193,10 +193,26 @@ def _confine(world: World, order: Order) -> None:
     confine.keep_capabilities(world.keep, bounding=False)
     confine.undumpable()
     if world.rules >= 0:
-        landlock.restrict(_RULES)
+        _restrict_files()
         os.close(_RULES)
     for program in world.filters:
         confine.load_filter(program)
+
+
+def _restrict_files() -> None:
+    """As the zygote's rule set does, but that files may be moved from one directory to another.
+
+    That a rule must allow, for a directory that is there: the root of this very box.
+    """
+    abi = landlock.abi()
+    if abi < 2:
+        landlock.restrict(_RULES)
+        return
+    scoped = landlock.SCOPE_SIGNALS | landlock.SCOPE_ABSTRACT_SOCKETS if abi >= 6 else 0
+    rules = landlock.ruleset(landlock.FS_DEVICES | landlock.FS_REFER, scoped=scoped)
+    landlock.allow_beneath(rules, "/", landlock.FS_REFER)
+    landlock.restrict(rules)
+    os.close(rules)
 
 
 def _take_orders(link: _socket.socket) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tegu.errors import SandboxError, TeguError, UsageError
 from tegu.sandbox import doctor, wire
-from tegu.sandbox.box import Box, Outcome, Pending
+from tegu.sandbox.box import Box, Outcome, Pending, RefusedError
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.supervisor import Supervisor
 
@@ -306,7 +306,7 @@ class _Connection:
         self._reply(n, self._about(self._box(message)))
 
     def run(self, n: int, message: dict[str, Any], fds: list[int]) -> None:
-        """Run a program in a living box."""
+        """Run a program in a living box; with `announce` its pid is told before its end."""
         run = RunSpec.from_json(message.get("run"))
         box = self._box(message)
         _want_descriptors(fds)
@@ -315,7 +315,10 @@ class _Connection:
             self._runs.pop(n, None)
             self._ended(n, answer)
 
-        self._runs[n] = (box, box.run(run, fds, Pending(done)))
+        pending = Pending(done)
+        if message.get("announce") is True:
+            pending.started = lambda pid: self._reply(n, {"started": pid})
+        self._runs[n] = (box, box.run(run, fds, pending))
 
     def signal(self, n: int, message: dict[str, Any], _: list[int]) -> None:
         """Send a signal to a run of this connection, or kill it with all that it left."""
@@ -340,7 +343,7 @@ class _Connection:
             if isinstance(answer, list) and len(answer) == 1:
                 self._reply(n, True, fds=answer)
             elif isinstance(answer, SandboxError):
-                self._reply(n, error=SandboxError(f"{path}: {answer.message}"))
+                self._reply(n, error=_with_name(path, answer))
             else:
                 self._reply(n, error=SandboxError(f"{path}: the box gave no descriptor"))
             if isinstance(answer, list):
@@ -348,19 +351,34 @@ class _Connection:
 
         self._box(message).open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, Pending(done))
 
+    def socket(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Make a TCP socket in a box's network, to connect to what listens there."""
+
+        def done(answer: Answer) -> None:
+            if isinstance(answer, list) and len(answer) == 1:
+                self._reply(n, True, fds=answer)
+            else:
+                self._reply(n, error=SandboxError("the box gave no socket"))
+            if isinstance(answer, list):
+                _close(answer)
+
+        self._box(message).socket(Pending(done))
+
     def change(self, n: int, message: dict[str, Any], _: list[int]) -> None:
-        """mkdir, remove, pause, resume."""
+        """mkdir, remove, rename, pause, resume."""
         op = str(message.get("op"))
         box = self._box(message)
-        arguments = [_path(message)] if op in ("mkdir", "remove") else []
+        arguments = [] if op in ("pause", "resume") else [_path(message)]
+        if op == "rename":
+            arguments.append(_path(message, "to"))
 
         def done(answer: Answer) -> None:
             if isinstance(answer, SandboxError):
                 what = arguments[0] if arguments else op
-                self._reply(n, error=SandboxError(f"{what}: {answer.message}"))
+                self._reply(n, error=_with_name(what, answer))
                 return
             if op in ("pause", "resume"):
-                box.paused = op == "pause"
+                box.set_paused(op == "pause")
             self._reply(n, True)
 
         box.change(op, Pending(done), *arguments)
@@ -370,6 +388,17 @@ class _Connection:
         box = self._box(message)
         box.when_dead(lambda: self._reply(n, True))
         box.kill()
+
+    def timeout(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Let a box live for so many seconds from now, or without end."""
+        box, seconds = self._box(message), message.get("seconds")
+        box.live_for(None if seconds is None else BoxSpec(timeout=seconds).timeout)
+        self._reply(n, True)
+
+    def ended(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Answered when a box has ended, with the reason, or None if it was told to."""
+        box = self._box(message)
+        box.when_dead(lambda: self._reply(n, {"reason": box.error.message if box.error else None}))
 
     def _about(self, box: Box) -> dict[str, Any]:
         usage = box.group.usage() if box.group is not None else {}
@@ -417,8 +446,12 @@ _OPS: dict[str, Callable[[_Connection, int, dict[str, Any], list[int]], Awaitabl
     "run": _Connection.run,
     "signal": _Connection.signal,
     "open": _Connection.open,
+    "socket": _Connection.socket,
     "mkdir": _Connection.change,
     "remove": _Connection.change,
+    "rename": _Connection.change,
+    "timeout": _Connection.timeout,
+    "ended": _Connection.ended,
     "pause": _Connection.change,
     "resume": _Connection.change,
     "kill": _Connection.kill,
@@ -428,15 +461,23 @@ _OPS: dict[str, Callable[[_Connection, int, dict[str, Any], list[int]], Awaitabl
 }
 
 
-def _path(message: dict[str, Any]) -> str:
-    path = message.get("path")
+def _path(message: dict[str, Any], what: str = "path") -> str:
+    path = message.get(what)
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path or len(path) > 4095:
-        raise UsageError(f"path: {path!a} is not an absolute path")
+        raise UsageError(f"{what}: {path!a} is not an absolute path")
     try:
         path.encode(errors="surrogateescape")
     except UnicodeEncodeError:
-        raise UsageError(f"path: {path!a} holds what is no character") from None
+        raise UsageError(f"{what}: {path!a} holds what is no character") from None
     return path
+
+
+def _with_name(what: str, error: SandboxError) -> SandboxError:
+    """Return an error that says what it is about."""
+    message = f"{what}: {error.message}"
+    if isinstance(error, RefusedError):
+        return RefusedError(message, error.number)
+    return SandboxError(message)
 
 
 def _want_descriptors(fds: list[int]) -> None:

@@ -44,6 +44,9 @@
 enum { MAX_MESSAGE = 120 * 1024, MAX_FDS = 64, MAX_FILTERS = 4, MAX_BINDS = 32, MAX_SPARE = 64 };
 enum { LINK = 3, WORLD = 4, RULES_IN = 5 };
 enum { CONTROL = 60, RULES = 61, HIGH = 64 };
+/* linux/landlock.h, of which older ones do not know all */
+enum { LANDLOCK_VERSION = 1, PATH_BENEATH = 1, SCOPE_BOTH = 3 };
+enum { DENY_DEVICES = 1 << 6 | 1 << 11, ALLOW_REFER = 1 << 13 };
 
 #define BOX_NAMESPACES                                                                             \
     (CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
@@ -260,6 +263,34 @@ static int limit(int what, rlim_t most)
     return setrlimit(what, &r);
 }
 
+/* Restrict this process by Landlock: as the zygote's rule set does, but that files may be moved from
+ * one directory to another. That a rule must allow (LANDLOCK_ACCESS_FS_REFER), for a directory that
+ * is there: the root of this very box. Kernels before 5.19 never allow it. */
+static int restrict_files(void)
+{
+    struct {
+        uint64_t files, net, scoped;
+    } want = {.files = DENY_DEVICES | ALLOW_REFER};
+    struct {
+        uint64_t allowed;
+        int32_t parent;
+    } __attribute__((packed)) rule = {.allowed = ALLOW_REFER};
+    long abi = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_VERSION);
+
+    if (abi < 2)
+        return (int)syscall(SYS_landlock_restrict_self, RULES, 0);
+    if (abi >= 6)
+        want.scoped = SCOPE_BOTH;
+    int rules = (int)syscall(SYS_landlock_create_ruleset, &want, abi >= 6 ? 24 : 8, 0);
+    rule.parent = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (rules < 0 || rule.parent < 0)
+        return -1;
+    if (syscall(SYS_landlock_add_rule, rules, PATH_BENEATH, &rule, 0) < 0 || close(rule.parent) < 0 ||
+        syscall(SYS_landlock_restrict_self, rules, 0) < 0)
+        return -1;
+    return close(rules);
+}
+
 static int confine(const struct order *o)
 {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -281,7 +312,7 @@ static int confine(const struct order *o)
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
         return -1;
     where = "landlock";
-    if (world.rules >= 0 && (syscall(SYS_landlock_restrict_self, RULES, 0) < 0 || close(RULES) < 0))
+    if (world.rules >= 0 && (restrict_files() < 0 || close(RULES) < 0))
         return -1;
     where = "seccomp";
     for (unsigned i = 0; i < world.n_filters; i++)
@@ -552,6 +583,8 @@ static void run(int alone)
     }
     runs = grown(runs, n_runs, &room_runs, sizeof *runs);
     runs[n_runs++] = new;
+    if (!alone)
+        say(CONTROL, -1, "started\1%ld\1%d", new.number, new.pid);
 }
 
 static void kill_run(long which, int with, int everything)
@@ -594,17 +627,41 @@ static int open_inside(const char *path, int flags, mode_t mode)
     return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
 }
 
-/* mkdir or remove: the last name of a path, in its directory. */
-static int change(const char *op, char *path)
+/* Open the directory that a path's last name is in, and point to that name. */
+static int directory_of(char *path, const char **name)
 {
     size_t n = strlen(path);
     while (n > 1 && path[n - 1] == '/')
         path[--n] = '\0';
     char *slash = strrchr(path, '/');
-    const char *name = slash ? slash + 1 : path;
+    *name = slash ? slash + 1 : path;
     if (slash)
         *slash = '\0';
-    int fd = open_inside(slash && *path ? path : "/", O_PATH | O_DIRECTORY, 0);
+    return open_inside(slash && *path ? path : "/", O_PATH | O_DIRECTORY, 0);
+}
+
+static int rename_inside(char *from, char *to)
+{
+    const char *old, *new;
+    int one = directory_of(from, &old);
+    if (one < 0)
+        return -1;
+    int other = directory_of(to, &new), why = errno;
+    int done = other < 0 ? -1 : renameat(one, old, other, new);
+    if (other >= 0) {
+        why = errno;
+        close(other);
+    }
+    close(one);
+    errno = why;
+    return done;
+}
+
+/* mkdir or remove: the last name of a path, in its directory. */
+static int change(const char *op, char *path)
+{
+    const char *name;
+    int fd = directory_of(path, &name);
     if (fd < 0)
         return -1;
     int done;
@@ -656,11 +713,23 @@ static void obey(void)
             say(CONTROL, fd, "done\1%s", n);
             close(fd);
         }
+    } else if (!strcmp(op, "socket")) {
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0) {
+            done = -1;
+        } else {
+            say(CONTROL, fd, "done\1%s", n);
+            close(fd);
+        }
     } else if (!strcmp(op, "pause") || !strcmp(op, "resume")) {
         kill(-1, *op == 'p' ? SIGSTOP : SIGCONT);
         say(CONTROL, -1, "done\1%s", n);
     } else if ((!strcmp(op, "mkdir") || !strcmp(op, "remove")) && n_fields == 3) {
         done = change(op, fields[2]);
+        if (done == 0)
+            say(CONTROL, -1, "done\1%s", n);
+    } else if (!strcmp(op, "rename") && n_fields == 4) {
+        done = rename_inside(fields[2], fields[3]);
         if (done == 0)
             say(CONTROL, -1, "done\1%s", n);
     } else {

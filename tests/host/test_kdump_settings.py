@@ -112,6 +112,10 @@ def test_the_capture_is_told_the_way() -> None:
     settings = Settings(target=Target("ssh", "/srv/crash/", "u", "store"))
     values = dict(w.split("=", 1) for w in shlex.split(capture_conf(settings, None, route, "h")))
     assert (values["peer"], values["port"], values["alias_name"]) == ("10.0.2.2", "22", "store")
+    settings = Settings(target=Target("ssh", "/srv/crash/", "u", "store", 2222))
+    values = dict(w.split("=", 1) for w in shlex.split(capture_conf(settings, None, route, "h")))
+    # As ssh itself writes it to known_hosts.
+    assert values["alias_name"] == "[store]:2222"
     assert values["path"] == "/srv/crash"
     url = Settings(target=parse_target("http://10.0.2.2:8000/up/"))
     values = dict(w.split("=", 1) for w in shlex.split(capture_conf(url, None, route, "h")))

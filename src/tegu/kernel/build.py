@@ -95,10 +95,11 @@ def build_kernel(
     """Build the packages of `recipe`; returns where they are in the store.
 
     `sign_key` is a PEM file with a private key and its certificate; modules are signed with it and
-    the kernel trusts it. With `debug` there is a package of its debug symbols too. `jobs` defaults to the number of CPUs; `mirrors` are tried for the source
-    before the distribution's. Raises UnsupportedError (tools are missing), FetchError, VerifyError
-    (the source), DefinitionError (an option or a patch of the recipe), BuildError (a patch or an
-    option did not take, the compiler failed).
+    the kernel trusts it. With `debug` there is a package of its debug symbols too. `jobs` defaults
+    to the number of CPUs; `mirrors` are tried for the source before the distribution's. Raises
+    UnsupportedError (tools are missing), FetchError, VerifyError (the source), DefinitionError (an
+    option or a patch of the recipe), BuildError (a patch or an option did not take, the compiler
+    failed).
     """
     tell = say or _silent
     if recipe.architecture != "x86-64":

@@ -256,14 +256,15 @@ def turn_off(*, keep_memory: bool = False) -> Off:
     return Off(released, before, mem_total())
 
 
-def reserve(settings: Settings, size: int | None = None) -> tuple[int, list[KernelChange]]:
+def reserve(settings: Settings, size: int | None = None) -> tuple[int, Need, list[KernelChange]]:
     """Set crashkernel= in the boot files, of `size` bytes or what is recommended, and turn on at
-    the next boot; return the size and the changed files.
+    the next boot; return the size, an estimate of what is needed, and the changed files.
 
     Raises UnsupportedError when the boot files are not made by tegu; what was there then stays.
     """
     _need_root("change the boot files")
-    chosen = advise(_need(settings)) if size is None else size
+    need = _need(settings)
+    chosen = advise(need) if size is None else size
     path = Path("/") / CMDLINE
     try:
         old = path.read_text()
@@ -279,7 +280,7 @@ def reserve(settings: Settings, size: int | None = None) -> tuple[int, list[Kern
         write_atomic(path, old)
         raise
     _enable()
-    return chosen, changes
+    return chosen, need, changes
 
 
 def status(settings: Settings, *, removed: tuple[str, ...] = ()) -> Status:

@@ -55,15 +55,16 @@ modprobe -q virtio_net
 ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0
 ip route add default via 10.0.2.2
-tell() { echo "@@ $1"; shift; "$@"; echo "@@ end $?"; }
+# Through a pipe: quiet but for what matters.
+tell() { echo "@@ $1"; shift; { "$@" 2>&1; echo "@@ end $?"; } | cat; }
 next() { echo "$1" >/step; }
 again() { sync; echo b >/proc/sysrq-trigger; sleep 60; }
 settings() { cp "/setup/$1.toml" /etc/tegu/kdump.toml; }
 case $(cat /step 2>/dev/null) in
 '')
     mkdir -p /setup /etc/tegu /root/.ssh
-    for disk in vda vdb vdc; do
-        [ "$(cat /sys/block/$disk/serial)" != setup ] || tar -xf /dev/$disk -C /setup
+    for disk in /sys/block/vd*; do
+        [ "$(cat $disk/serial)" != setup ] || tar -xf /dev/${disk##*/} -C /setup
     done
     cp /setup/key /setup/known_hosts /root/.ssh; chmod 600 /root/.ssh/key
     cat /setup/ca.pem >>/etc/ssl/certs/ca-certificates.crt

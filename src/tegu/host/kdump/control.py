@@ -22,7 +22,7 @@ from tegu.host.config import CMDLINE
 from tegu.host.kdump.cmdline import capture_cmdline, option, with_option
 from tegu.host.kdump.config import Settings
 from tegu.host.kdump.dumps import Dump, list_dumps, prepare, prune
-from tegu.host.kdump.initrd import build_capture_initrd, capture_conf
+from tegu.host.kdump.initrd import build_capture_initrd, capture_conf, require_known
 from tegu.host.kdump.memory import Need, advise, estimate
 from tegu.host.kdump.network import Route, route_to
 from tegu.host.kdump.place import DiskPlace, find_place
@@ -200,6 +200,8 @@ def _look_at_target(settings: Settings) -> tuple[DiskPlace | None, Route | None,
             raise TeguError(f"cannot make the directory {directory}: {e.strerror}") from e
         place = find_place(directory)
         return place, None, _drivers(directory)
+    if target.kind == "ssh":
+        require_known(settings)
     route = route_to(target.host, target.port)
     return None, route, [route.module] if route.module else []
 

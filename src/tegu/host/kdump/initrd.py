@@ -23,7 +23,7 @@ from tegu.host.kdump.place import DiskPlace
 from tegu.host.kdump.programs import add_program
 from tegu.process import run
 
-__all__ = ["CaptureInitrd", "build_capture_initrd", "capture_conf"]
+__all__ = ["CaptureInitrd", "build_capture_initrd", "capture_conf", "require_known"]
 
 # Before /proc is mounted busybox's shell finds its own commands by path only.
 _APPLETS = ("sh", "mount", "mkdir", "insmod")
@@ -150,13 +150,12 @@ def _add_ssh(archive: Archive, settings: Settings) -> None:
     add_program(archive, "ssh", package="openssh-client")
     archive.file("root/key", _read(Path(settings.ssh_key), None), 0o600)
     archive.file("root/known_hosts", _read(Path(settings.ssh_known_hosts), None), 0o600)
-    _require_known(settings)
     # ssh asks who it is.
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     archive.file("etc/nsswitch.conf", b"passwd: files\n")
 
 
-def _require_known(settings: Settings) -> None:
+def require_known(settings: Settings) -> None:
     """Raise TeguError when the host's key is not known: after a crash nobody could confirm it."""
     target, known = settings.target, settings.ssh_known_hosts
     done = run(["ssh-keygen", "-F", known_as(target), "-f", known], check=False)

@@ -124,6 +124,8 @@ class ObjectStore(http.server.BaseHTTPRequestHandler):
             while left and (data := self.rfile.read(min(left, 1 << 20))):
                 left -= f.write(data)
         self.send_response(200 if left == 0 else 400)
+        # Else it ends with the connection, and Python's TLS does not say that it closes.
+        self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
@@ -259,7 +261,7 @@ def test_dumps_leave_the_machine(shared_store: Store, tmp_path: Path) -> None:
         disk = f"file={tmp_path}/setup.tar,format=raw,if=none,id=setup,readonly=on"
         options = QemuOptions(
             image=built.path,
-            memory=1 << 30,
+            memory=640 << 20,
             cpus=1,
             firmware="bios",
             extra=("-drive", disk, "-device", "virtio-blk-pci,drive=setup,serial=setup"),
@@ -289,12 +291,14 @@ def test_dumps_leave_the_machine(shared_store: Store, tmp_path: Path) -> None:
     assert reserved["crashkernel"] >= reserved["needed"] > 64 << 20
     assert "the key of 10.0.2.2 is not in /root/.ssh/empty" in said["stranger"][0]
 
+    captured = "\n".join(x for x in console.splitlines() if x.startswith("tegu-kdump: "))
     (dump,) = dumps.iterdir()
     assert dump.name.startswith("web-")
     assert sorted(p.name for p in dump.iterdir()) == ["capture.log", "dmesg.txt", "vmcore.flat"]
     assert "memory sent" in (dump / "capture.log").read_text()
     assert "look there" in said["sent"][0]
-    assert sorted(p.name for p in objects.iterdir()) == ["dmesg.txt", "vmcore.flat"]
+    there = sorted(p.name for p in objects.iterdir())
+    assert there == ["dmesg.txt", "vmcore.flat"], captured
     for place in (dump, objects):
         assert make_report(place).crash.reason == "sysrq: Trigger a crash"
         flat = place / "vmcore.flat"

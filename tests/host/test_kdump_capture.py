@@ -146,6 +146,9 @@ class Store(http.server.BaseHTTPRequestHandler):
         if length is None or self.headers.get("Transfer-Encoding"):
             self.send_error(411)
             return
+        if self.path.startswith("/expired"):
+            self.send_error(403)
+            return
         Store.objects[self.path] = len(self.rfile.read(int(length)))
         self.send_response(200)
         self.end_headers()
@@ -165,15 +168,17 @@ def test_an_object_store(shell: Shell, tmp_path: Path, presigned: bool) -> None:
         base = f"http://store.invalid:{port}"
         url = f"{base}/core?sign=1" if presigned else f"{base}/dumps/"
         log_url = f"{base}/log?sign=2" if presigned else ""
-        said = shell(
-            f"""
+        script = f"""
 network() {{ :; }}
 host=store.invalid port={port} peer=127.0.0.1 url='{url}' log_url='{log_url}'
 read_log
 to_http
-""",
-            MIB="3",
-        )
+"""
+        said = shell(script, MIB="3")
+        if presigned:  # the log's URL has expired, that of the memory has not
+            again = shell(script.replace("/log?", "/expired?"), MIB="3")
+            assert "the log could not be sent: " in again
+            assert "memory sent: 3145728 bytes" in again
         server.shutdown()
     assert "memory sent: 3145728 bytes" in said
     assert sorted(Store.objects.values()) == [23, 3 << 20]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tegu.host.kdump import Settings, Target, load_settings
 from tegu.host.kdump.cmdline import capture_cmdline, option, with_option
 from tegu.host.kdump.config import parse_target
 from tegu.host.kdump.control import check_size, require_reservation
-from tegu.host.kdump.initrd import capture_conf, check_compression
+from tegu.host.kdump.initrd import capture_conf, check_compression, require_known
 from tegu.host.kdump.memory import advise, estimate
 from tegu.host.kdump.network import Route, read_route
 from tegu.host.kdump.place import DiskPlace, find_place, parse_mountinfo
@@ -112,10 +114,33 @@ def test_the_capture_is_told_the_way() -> None:
     settings = Settings(target=Target("ssh", "/srv/crash/", "u", "store"))
     values = dict(w.split("=", 1) for w in shlex.split(capture_conf(settings, None, route, "h")))
     assert (values["peer"], values["port"], values["alias_name"]) == ("10.0.2.2", "22", "store")
+    settings = Settings(target=Target("ssh", "/srv/crash/", "u", "store", 2222))
+    values = dict(w.split("=", 1) for w in shlex.split(capture_conf(settings, None, route, "h")))
+    # As ssh itself writes it to known_hosts.
+    assert values["alias_name"] == "[store]:2222"
     assert values["path"] == "/srv/crash"
     url = Settings(target=parse_target("http://10.0.2.2:8000/up/"))
     values = dict(w.split("=", 1) for w in shlex.split(capture_conf(url, None, route, "h")))
     assert (values["kind"], values["host"], values["port"]) == ("http", "10.0.2.2", "8000")
+
+
+def test_a_host_whose_key_is_not_known(tmp_path: Path) -> None:
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("needs ssh-keygen")
+    known = tmp_path / "known_hosts"
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG3kY3oG3Xq1pF8y4l2K4b5gqg1W0c0m1kq8n7v3s2aB"
+    known.write_text(f"[store]:2222 {key}\n")
+    settings = Settings(
+        target=Target("ssh", "/srv", "u", "store", 2222), ssh_known_hosts=str(known)
+    )
+    require_known(settings)
+    for wrong in (
+        replace(settings, target=Target("ssh", "/srv", "u", "store")),
+        replace(settings, ssh_known_hosts=str(tmp_path / "none")),
+    ):
+        with pytest.raises(TeguError, match="the key of store is not in") as caught:
+            require_known(wrong)
+        assert "u@store" in str(caught.value.hint)
 
 
 def test_routes() -> None:

@@ -21,7 +21,7 @@ from tegu.kernel import toolchain as tools
 from tegu.kernel.build import KIND, _key, built_sources, compiled
 from tegu.kernel.kbuild import PLACE, Kbuild
 from tegu.kernel.package import write_packages
-from tegu.kernel.payload import Selftests
+from tegu.kernel.payload import Selftests, debug_entries
 from tegu.packages import SourcePackage, open_deb
 from tegu.packages.deb_write import DebEntry
 from tegu.store import Store
@@ -128,6 +128,52 @@ def test_packages(tmp_path: Path) -> None:
         subprocess.run(["sh", "-n"], input=text, text=True, check=True)
 
 
+def test_a_package_of_debug_symbols(kbuild: Kbuild, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="left no vmlinux"):
+        debug_entries(kbuild)
+    (kbuild.tree / "vmlinux").write_bytes(b"\x7fELF symbols")
+    out = tmp_path / "out"
+    out.mkdir()
+    *_, path = write_packages(
+        kbuild.recipe,
+        out,
+        image=[],
+        headers=[],
+        selftests=Selftests([], []),
+        copyright_text=b"",
+        timestamp=0,
+        debug=debug_entries(kbuild),
+    )
+    assert path.name == "linux-image-6.12.107-tegu-dbg_6.12.107-1+tegu2_amd64.deb"
+    with open_deb(path) as deb:
+        assert "Depends" not in deb.fields  # it is of use on other machines than that kernel's
+        found = {i.name: c.read() for i, c in deb.data() if c is not None}
+    # Where tegu.host.kdump.debugger looks.
+    name = "usr/lib/debug/boot/vmlinux-6.12.107-tegu"
+    assert found[name] == b"\x7fELF symbols"
+
+
+def test_no_debug_symbols_to_be_had_is_known_before_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_tree(recipe: object, package: object, files: object, tree: Path, say: object) -> None:
+        (tree / "debian").mkdir(parents=True)
+        (tree / "debian/changelog").write_text(
+            "linux (1-1) x; urgency=low\n\n -- A <a@b.invalid>  Sat, 21 Nov 2026 10:00:00 +0000\n"
+        )
+        (tree / "Kconfig").write_text('config SMP\n\tbool "SMP"\n')
+        rules = "allnoconfig:\n\techo CONFIG_SMP=y >.config\nkernelrelease:\n"
+        (tree / "Makefile").write_text(f"{rules}\t@echo 6.12.107-tegu\n")
+
+    monkeypatch.setattr(build_module, "make_tree", make_tree)
+    monkeypatch.setattr(build_module, "require_toolchain", lambda prefix: None)
+    monkeypatch.setattr(build_module, "toolchain_versions", dict)
+    package = SourcePackage("linux", "1", "", ())
+    monkeypatch.setattr(build_module, "source_of", lambda *a, **k: package)
+    with pytest.raises(DefinitionError, match="leaves debug information out"):
+        build_kernel(load_recipe(write(tmp_path)), Store(tmp_path / "store"), debug=True)
+
+
 def test_the_postinst_runs_hooks_when_it_configures(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path))
     written = write_packages(
@@ -214,7 +260,8 @@ def test_the_key_follows_the_code_and_the_tests(
     assert _key(recipe, package, {}, None) == second
     (code / "payload.py").write_text("changed")
     third = _key(recipe, package, {}, None)
-    assert len({first, second, third}) == 3
+    with_symbols = _key(recipe, package, {}, None, debug=True)
+    assert len({first, second, third, with_symbols}) == 4
 
 
 def test_what_was_compiled_is_read_from_all_commands(tmp_path: Path) -> None:

@@ -44,10 +44,19 @@ def on(
             wanted = parse_size(size) if size else None
         except ValueError as e:
             raise UsageError(f"--size: {e}") from e
-        chosen, changes = reserve_memory(settings, wanted)
+        chosen, need, changes = reserve_memory(settings, wanted)
+        if chosen < need.total:
+            note(f"{chosen >> 20} MiB are too few: about {-(-need.total >> 20)} MiB are needed")
         files = [c.file for c in changes if c.action == "written"]
         if as_json:
-            print_json({"crashkernel": chosen, "written": files, "reboot": True})
+            print_json(
+                {
+                    "crashkernel": chosen,
+                    "needed": need.total,
+                    "written": files,
+                    "reboot": True,
+                }
+            )
         else:
             print(f"crashkernel={chosen >> 20}M from the next boot on: reboot now")
         return

@@ -47,6 +47,9 @@ def build(
     rpm: Annotated[
         bool, typer.Option("--rpm", help="Write the same as .rpm, too (needs rpmbuild).")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Package the debug symbols, too (for crash dumps).")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use what the store has.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -73,6 +76,7 @@ def build(
             store,
             jobs=jobs,
             sign_key=sign_key,
+            debug=debug,
             offline=offline,
             mirrors=mirror or (),
             say=say,

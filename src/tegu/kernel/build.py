@@ -23,7 +23,7 @@ from tegu.kernel.config_check import Miss, compare_config, refuse_misses, refuse
 from tegu.kernel.fragments import Option, merged_text
 from tegu.kernel.kbuild import Kbuild
 from tegu.kernel.package import write_packages
-from tegu.kernel.payload import header_entries, image_entries, selftest_entries
+from tegu.kernel.payload import debug_entries, header_entries, image_entries, selftest_entries
 from tegu.kernel.recipe import Recipe
 from tegu.kernel.selftests import read_selftests
 from tegu.kernel.source import source_of
@@ -87,6 +87,7 @@ def build_kernel(
     *,
     jobs: int | None = None,
     sign_key: Path | None = None,
+    debug: bool = False,
     offline: bool = False,
     mirrors: Sequence[str] = (),
     say: Say | None = None,
@@ -94,10 +95,11 @@ def build_kernel(
     """Build the packages of `recipe`; returns where they are in the store.
 
     `sign_key` is a PEM file with a private key and its certificate; modules are signed with it and
-    the kernel trusts it. `jobs` defaults to the number of CPUs; `mirrors` are tried for the source
-    before the distribution's. Raises UnsupportedError (tools are missing), FetchError, VerifyError
-    (the source), DefinitionError (an option or a patch of the recipe), BuildError (a patch or an
-    option did not take, the compiler failed).
+    the kernel trusts it. With `debug` there is a package of its debug symbols too. `jobs` defaults
+    to the number of CPUs; `mirrors` are tried for the source before the distribution's. Raises
+    UnsupportedError (tools are missing), FetchError, VerifyError (the source), DefinitionError (an
+    option or a patch of the recipe), BuildError (a patch or an option did not take, the compiler
+    failed).
     """
     tell = say or _silent
     if recipe.architecture != "x86-64":
@@ -111,7 +113,7 @@ def build_kernel(
     package = source_of(recipe, store, offline=offline, mirrors=mirrors)
     tests = read_selftests(recipe.path.parent / _TESTS)
     tools = toolchain_versions()
-    key = _key(recipe, package, tools, sign_key)
+    key = _key(recipe, package, tools, sign_key, debug=debug)
     with store.shared(), store.locked(f"kernel-{key}"):
         if (there := store.tree(KIND, key)) is not None:
             return _read(there, cached=True)
@@ -129,6 +131,11 @@ def build_kernel(
             )
             refuse_misses(made.misses)
             kbuild = made.kbuild
+            if debug and kbuild.config().get("DEBUG_INFO") != "y":
+                raise DefinitionError(
+                    f"the configuration of {recipe.release} leaves debug information out",
+                    hint="set CONFIG_DEBUG_INFO_DWARF5=y in a fragment",
+                )
             tell("compile")
             kbuild.make(
                 recipe.facts.target, *(["modules"] if kbuild.has_modules() else []), say=tell
@@ -149,6 +156,7 @@ def build_kernel(
                     selftests=selftests,
                     copyright_text=(kbuild.tree / "debian" / "copyright").read_bytes(),
                     timestamp=made.timestamp,
+                    debug=debug_entries(kbuild) if debug else (),
                 )
                 facts = {
                     "release": recipe.release,
@@ -322,7 +330,12 @@ def _signing(path: str) -> dict[str, Option]:
 
 
 def _key(
-    recipe: Recipe, package: SourcePackage, tools: dict[str, str], sign_key: Path | None
+    recipe: Recipe,
+    package: SourcePackage,
+    tools: dict[str, str],
+    sign_key: Path | None,
+    *,
+    debug: bool = False,
 ) -> str:
     """Hash all that decides about the bits."""
     digest = hashlib.sha256(f"tegu kernel {_VERSION}\n".encode())
@@ -344,6 +357,8 @@ def _key(
     if sign_key is not None:
         pem = read_signing_key(sign_key)
         digest.update(b"signed " + pem)
+    if debug:
+        digest.update(b"debug")
     return digest.hexdigest()
 
 

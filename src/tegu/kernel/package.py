@@ -43,9 +43,11 @@ def write_packages(
     selftests: Selftests,
     copyright_text: bytes,
     timestamp: int,
+    debug: Sequence[DebEntry] = (),
 ) -> list[Path]:
     """Write the packages into `out` and return their paths; the image comes first.
 
+    There is a package of debug symbols when there are files for it.
     `timestamp` is in seconds since the epoch, `copyright_text` the source package's.
     """
     release, version = recipe.release, recipe.deb_version
@@ -135,4 +137,17 @@ def write_packages(
                 },
             ),
         ]
+        if debug:
+            made.append(
+                pool.submit(
+                    package,
+                    f"{image_name}-dbg",
+                    debug,
+                    f"Debug symbols of Linux {release}\n"
+                    " The kernel with what drgn, crash and gdb need to read a crash dump of it, or\n"
+                    " the running one. Not needed to run it.",
+                    {"Architecture": machine},
+                    compression="gz",  # 300 MB: what packs better takes minutes
+                )
+            )
         return [job.result() for job in made]

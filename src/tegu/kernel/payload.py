@@ -15,7 +15,13 @@ from tegu.kernel.selftests import Collection, install_selftests, is_program, lib
 from tegu.packages.deb_write import DebEntry
 from tegu.process import run
 
-__all__ = ["Selftests", "header_entries", "image_entries", "selftest_entries"]
+__all__ = [
+    "Selftests",
+    "debug_entries",
+    "header_entries",
+    "image_entries",
+    "selftest_entries",
+]
 
 _SELFTESTS = "tools/testing/selftests/"
 _INSTALLED = "/usr/lib/linux-selftests"
@@ -57,6 +63,15 @@ def image_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:
         mode = 0o600 if name == "System.map" else 0o644
         entries.append(DebEntry(f"/boot/{name}-{release}", path.read_bytes(), mode=mode))
     return entries
+
+
+def debug_entries(kbuild: Kbuild) -> list[DebEntry]:
+    """Return the kernel as a debugger reads it, where gdb, drgn, crash and perf look for it."""
+    path = kbuild.tree / "vmlinux"
+    if not path.is_file():
+        raise BuildError("the build left no vmlinux")
+    where = f"/usr/lib/debug/boot/vmlinux-{kbuild.recipe.release}"
+    return [DebEntry(where, path.read_bytes())]
 
 
 def header_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:

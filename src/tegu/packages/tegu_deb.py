@@ -45,9 +45,11 @@ MODULES = (
     "cli/probe.py",
     "cli/sandbox.py",
 )
-# A new kernel gets its initrd on the machine: kmod and busybox-static are for that.
+# A new kernel, or a new command line, gets its boot file on the machine: kmod and busybox-static
+# are for its initrd, systemd-boot-efi has the UEFI stub.
 _DEPENDS = (
-    "busybox-static, kmod, libbpf1, libseccomp2, python3 (>= 3.11), python3-rich, python3-typer"
+    "busybox-static, kmod, libbpf1, libseccomp2, python3 (>= 3.11), python3-rich, python3-typer,"
+    " systemd-boot-efi"
 )
 _LIBRARY = "/usr/lib/python3/dist-packages/tegu"
 _MAINTAINER = "The Tegu developers <tegu@tegu.invalid>"

@@ -212,9 +212,12 @@ to_http() {
 	name=$host_name-$(date -u +%Y-%m-%dT%H-%M-%SZ)
 	core_url=$url
 	[ -n "$log_url" ] || { log_url="${url}$name/dmesg.txt" core_url="${url}$name/vmcore.flat"; }
-	put -T "$run/dmesg.txt" "$log_url" >"$run/tool.log" 2>&1 ||
-		{ say "the log could not be sent: $(tail -n 1 "$run/tool.log")"; return 1; }
-	say "log sent to $host"
+	# The log is in the memory, too: whatever becomes of the one, try the other.
+	if put -T "$run/dmesg.txt" "$log_url" >"$run/tool.log" 2>&1; then
+		say "log sent to $host"
+	else
+		say "the log could not be sent: $(tail -n 1 "$run/tool.log")"
+	fi
 	set -o pipefail
 	bytes=$(dump_to_pipe | wc -c) || { say "makedumpfile failed: $(complaint)"; return 1; }
 	[ "$bytes" -le "$limit" ] || { say 'the memory is larger than max_size: only the log is kept'; return 1; }

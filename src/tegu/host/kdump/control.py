@@ -22,7 +22,7 @@ from tegu.host.config import CMDLINE
 from tegu.host.kdump.cmdline import capture_cmdline, option, with_option
 from tegu.host.kdump.config import Settings
 from tegu.host.kdump.dumps import Dump, list_dumps, prepare, prune
-from tegu.host.kdump.initrd import build_capture_initrd, capture_conf
+from tegu.host.kdump.initrd import build_capture_initrd, capture_conf, require_known
 from tegu.host.kdump.memory import Need, advise, estimate
 from tegu.host.kdump.network import Route, route_to
 from tegu.host.kdump.place import DiskPlace, find_place
@@ -200,6 +200,8 @@ def _look_at_target(settings: Settings) -> tuple[DiskPlace | None, Route | None,
             raise TeguError(f"cannot make the directory {directory}: {e.strerror}") from e
         place = find_place(directory)
         return place, None, _drivers(directory)
+    if target.kind == "ssh":
+        require_known(settings)
     route = route_to(target.host, target.port)
     return None, route, [route.module] if route.module else []
 
@@ -256,14 +258,15 @@ def turn_off(*, keep_memory: bool = False) -> Off:
     return Off(released, before, mem_total())
 
 
-def reserve(settings: Settings, size: int | None = None) -> tuple[int, list[KernelChange]]:
+def reserve(settings: Settings, size: int | None = None) -> tuple[int, Need, list[KernelChange]]:
     """Set crashkernel= in the boot files, of `size` bytes or what is recommended, and turn on at
-    the next boot; return the size and the changed files.
+    the next boot; return the size, an estimate of what is needed, and the changed files.
 
     Raises UnsupportedError when the boot files are not made by tegu; what was there then stays.
     """
     _need_root("change the boot files")
-    chosen = advise(_need(settings)) if size is None else size
+    need = _need(settings)
+    chosen = advise(need) if size is None else size
     path = Path("/") / CMDLINE
     try:
         old = path.read_text()
@@ -279,7 +282,7 @@ def reserve(settings: Settings, size: int | None = None) -> tuple[int, list[Kern
         write_atomic(path, old)
         raise
     _enable()
-    return chosen, changes
+    return chosen, need, changes
 
 
 def status(settings: Settings, *, removed: tuple[str, ...] = ()) -> Status:

@@ -39,8 +39,6 @@ def debugger_view(core: Path, kernel: str | None, named: Path | None) -> tuple[s
         return None, f"no debug symbols for {kernel or 'this kernel'} (vmlinux)"
     if not symbols.is_file():
         return None, f"{symbols} does not exist"
-    if core.name.endswith(".flat"):
-        return None, f"{core.name} must be put in order first: makedumpfile -R vmcore <{core.name}"
     try:
         if (drgn := _drgn()) is not None:
             script = Path(__file__).with_name("drgn_view.py")
@@ -50,6 +48,10 @@ def debugger_view(core: Path, kernel: str | None, named: Path | None) -> tuple[s
             done = run([crash, "-s", symbols, core], stdin=_CRASH, timeout=600)
             return done.stdout.strip(), "crash"
     except CommandError as e:
+        if core.suffix == ".flat" and "debug symbols" not in e.message:
+            # Not every libkdumpfile reads the flattened form.
+            again = f"makedumpfile -R vmcore <{core.name}"
+            return None, f"{e.message}; it may help to put it in order: {again}"
         return None, e.message
     return None, "neither drgn nor crash is installed"
 

@@ -11,7 +11,11 @@ from __future__ import annotations
 def view(prog) -> None:
     from drgn.helpers.linux.pid import for_each_task
 
-    thread = prog.crashed_thread()
+    try:
+        thread = prog.crashed_thread()
+    except LookupError:
+        # drgn passes over a file whose build ID is not the core's.
+        raise SystemExit("the debug symbols are not of the kernel that crashed") from None
     task = thread.object
     print(f"crashed: {task.comm.string_().decode(errors='replace')} (pid {task.pid.value_()})")
     print(thread.stack_trace())

@@ -17,13 +17,13 @@ from tegu.boot import (
     static_program,
 )
 from tegu.errors import TeguError, UnsupportedError
-from tegu.host.kdump.config import Settings
+from tegu.host.kdump.config import Settings, Target
 from tegu.host.kdump.network import Route
 from tegu.host.kdump.place import DiskPlace
 from tegu.host.kdump.programs import add_program
 from tegu.process import run
 
-__all__ = ["CaptureInitrd", "build_capture_initrd", "capture_conf"]
+__all__ = ["CaptureInitrd", "build_capture_initrd", "capture_conf", "require_known"]
 
 # Before /proc is mounted busybox's shell finds its own commands by path only.
 _APPLETS = ("sh", "mount", "mkdir", "insmod")
@@ -75,7 +75,11 @@ def capture_conf(
             "host": target.host,
         }
     if target.kind == "ssh":
-        values |= {"user": target.user, "alias_name": target.host, "path": target.path.rstrip("/")}
+        values |= {
+            "user": target.user,
+            "alias_name": known_as(target),
+            "path": target.path.rstrip("/"),
+        }
     if target.kind == "http":
         values |= {"url": target.path, "log_url": settings.log_url}
     for key, value in values.items():
@@ -137,6 +141,11 @@ def check_compression(name: str, version: str) -> None:
         )
 
 
+def known_as(target: Target) -> str:
+    """Return what known_hosts calls the host (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT)."""
+    return target.host if target.port == 22 else f"[{target.host}]:{target.port}"
+
+
 def _add_ssh(archive: Archive, settings: Settings) -> None:
     add_program(archive, "ssh", package="openssh-client")
     archive.file("root/key", _read(Path(settings.ssh_key), None), 0o600)
@@ -144,6 +153,19 @@ def _add_ssh(archive: Archive, settings: Settings) -> None:
     # ssh asks who it is.
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     archive.file("etc/nsswitch.conf", b"passwd: files\n")
+
+
+def require_known(settings: Settings) -> None:
+    """Raise TeguError when the host's key is not known: after a crash nobody could confirm it."""
+    target, known = settings.target, settings.ssh_known_hosts
+    done = run(["ssh-keygen", "-F", known_as(target), "-f", known], check=False)
+    if done.returncode != 0 or not done.stdout:
+        port = "" if target.port == 22 else f"-p {target.port} "
+        raise TeguError(
+            f"the key of {target.host} is not in {known}",
+            hint=f"log in once as root: ssh {port}-i {settings.ssh_key}"
+            f" -o UserKnownHostsFile={known} {target.user}@{target.host}",
+        )
 
 
 def _read(path: Path, package: str | None) -> bytes:

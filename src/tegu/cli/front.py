@@ -69,6 +69,7 @@ VERBS: dict[str, Verb] = {
     "sandbox": Verb("tegu.cli.sandbox", "app", "Sandboxes: serve, look after, examine."),
     "kdump": Verb("tegu.cli.kdump", "app", "Crash dumps: on, off, tried and read."),
     "probe": Verb("tegu.cli.probe", "app", "Ask what slows this machine down, and who."),
+    "doctor": Verb("tegu.cli.doctor", "app", "Say what is wrong with this machine, and why."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

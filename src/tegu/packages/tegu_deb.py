@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_tegu_deb", "host_files", "host_half", "release_time"]
 
-ROOMS = ("boot", "host", "linux", "oci", "probe", "sandbox", "store")
+ROOMS = ("boot", "heal", "host", "linux", "oci", "probe", "sandbox", "store")
 MODULES = (
     "__init__.py",
     "__main__.py",
@@ -36,6 +36,7 @@ MODULES = (
     "process.py",
     "py.typed",
     "cli/__init__.py",
+    "cli/doctor.py",
     "cli/front.py",
     "cli/host.py",
     "cli/kdump.py",

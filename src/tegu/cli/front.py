@@ -70,6 +70,7 @@ VERBS: dict[str, Verb] = {
     "kdump": Verb("tegu.cli.kdump", "app", "Crash dumps: on, off, tried and read."),
     "probe": Verb("tegu.cli.probe", "app", "Ask what slows this machine down, and who."),
     "doctor": Verb("tegu.cli.doctor", "app", "Say what is wrong with this machine, and why."),
+    "heal": Verb("tegu.cli.heal", "app", "Repair what doctor finds, and check that it helped."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

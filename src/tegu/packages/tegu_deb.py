@@ -38,6 +38,7 @@ MODULES = (
     "cli/__init__.py",
     "cli/doctor.py",
     "cli/front.py",
+    "cli/heal.py",
     "cli/host.py",
     "cli/kdump.py",
     "cli/kernel_host.py",

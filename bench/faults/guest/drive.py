@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+Facts = dict[str, Any]
 LAB = Path("/run/lab")
 PATIENCE = 90.0  # seconds until a fault counts as not detected
 LOOK = "3"
@@ -25,21 +27,22 @@ def script(kind: str, name: str, what: str) -> str:
     return "" if done.returncode == 0 else f"{what}: {done.stderr.strip()[-300:]}"
 
 
-def tegu(*words: str) -> dict:
+def tegu(*words: str) -> Facts:
     done = subprocess.run(["tegu", *words, "--json"], capture_output=True, text=True, timeout=400)
     try:
-        return json.loads(done.stdout)
+        found: Facts = json.loads(done.stdout)
+        return found
     except ValueError:
         return {"error": (done.stderr or done.stdout)[-500:]}
 
 
-def told(finding: dict) -> str:
+def told(finding: Facts) -> str:
     culprit = finding.get("culprit") or {}
     return f"{culprit.get('kind', '')} {culprit.get('name', '')} {culprit.get('unit', '')}"
 
 
-def fault(name: str, rule: str, culprit: str, heal: bool) -> dict:
-    out: dict = {"fault": name, "detected": False, "culprit": False, "trouble": []}
+def fault(name: str, rule: str, culprit: str, heal: bool) -> Facts:
+    out: Facts = {"fault": name, "detected": False, "culprit": False, "trouble": []}
     wrong = script("fault", name, "start")
     if wrong:
         out["trouble"].append(wrong)
@@ -77,8 +80,8 @@ def fault(name: str, rule: str, culprit: str, heal: bool) -> dict:
     return out
 
 
-def twin(name: str, looks: int) -> dict:
-    out: dict = {"twin": name, "findings": [], "trouble": []}
+def twin(name: str, looks: int) -> Facts:
+    out: Facts = {"twin": name, "findings": [], "trouble": []}
     wrong = script("twin", name, "start")
     if wrong:
         out["trouble"].append(wrong)
@@ -97,7 +100,8 @@ def twin(name: str, looks: int) -> dict:
 
 if __name__ == "__main__":
     if sys.argv[1] == "fault":
-        result = fault(*sys.argv[2:5], sys.argv[5] == "yes")
+        name, rule, culprit, heal = sys.argv[2:6]
+        result = fault(name, rule, culprit, heal == "yes")
     else:
         result = twin(sys.argv[2], int(sys.argv[3]))
     print(json.dumps(result))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_tegu_deb", "host_files", "host_half", "release_time"]
 
-ROOMS = ("boot", "heal", "host", "linux", "oci", "probe", "sandbox", "store")
+ROOMS = ("boot", "heal", "host", "linux", "oci", "probe", "sandbox", "store", "tune")
 MODULES = (
     "__init__.py",
     "__main__.py",
@@ -46,6 +46,7 @@ MODULES = (
     "cli/output.py",
     "cli/probe.py",
     "cli/sandbox.py",
+    "cli/tune.py",
 )
 # A new kernel gets its initrd on the machine: kmod and busybox-static are for that.
 _DEPENDS = (

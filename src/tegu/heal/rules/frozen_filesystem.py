@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from tegu.heal.snapshot import text
 # read-write semaphore (include/linux/fs.h, kernel/locking/percpu-rwsem.c). `mnt_want_write` and
 # the like tell it from the other users of such semaphores.
 _WAIT = ("percpu_rwsem_wait", "__percpu_down_read")
+_FEW = 1 << 20  # more is no descriptor
 _FREEZE = (
     "mnt_want_write",
     "sb_start_write",
@@ -65,22 +67,42 @@ def check(look: Look) -> Iterator[Finding]:
 
 def _file_system(look: Look, pid: int) -> str | None:
     """Return the mountpoint of the file that the process's system call is about."""
-    call = text(look.proc / f"{pid}/syscall").split()
+    words = text(look.proc / f"{pid}/syscall").split()
+    arguments = [int(w, 16) for w in words[1:4] if w.startswith("0x")]
     candidates = []
-    # A call that takes a descriptor has it first (write, ftruncate, fallocate ...).
-    if len(call) > 1 and call[1].startswith("0x") and int(call[1], 16) < 1 << 20:
-        candidates.append(f"fd/{int(call[1], 16)}")
+    if arguments and arguments[0] < _FEW:
+        # A call that takes a descriptor has it first (write, ftruncate, fallocate ...).
+        candidates.append(f"fd/{arguments[0]}")
+    else:
+        # open, unlink, mkdir and their kin with AT_FDCWD: the path is the first or the second.
+        for pointer in arguments[:2]:
+            path = _string(look, pid, pointer)
+            if path.startswith("/"):
+                candidates.append(f"root{posixpath.dirname(path)}")
+            elif path:
+                candidates.append(f"cwd/{posixpath.dirname(path)}")
     candidates += [*_writable(look, pid), "cwd"]
     by_device = {f.device: f.mountpoint for f in look.filesystems}
     for name in candidates:
         try:
-            device = os.stat(look.proc / f"{pid}" / name).st_dev  # noqa: PTH116
+            device = os.stat(f"{look.proc}/{pid}/{name}").st_dev  # noqa: PTH116
         except OSError:
             continue
         label = f"{os.major(device)}:{os.minor(device)}"
         if os.major(device) and label in by_device:
             return by_device[label]
     return None
+
+
+def _string(look: Look, pid: int, pointer: int) -> str:
+    """Return a string in the process's memory; nothing when there is none."""
+    try:
+        with open(f"{look.proc}/{pid}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
+            memory.seek(pointer)
+            found = memory.read(256)
+    except (OSError, OverflowError, ValueError):
+        return ""
+    return found.split(b"\0", 1)[0].decode(errors="replace") if b"\0" in found else ""
 
 
 def _suspended(look: Look, mountpoint: str) -> bool:

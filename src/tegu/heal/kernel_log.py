@@ -31,8 +31,8 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "oom",
         re.compile(
-            r"oom-kill:constraint=(?P<constraint>\w+),.*?(?:oom_memcg=(?P<limit>[^,]*),)?"
-            r"(?:task_memcg=(?P<cgroup>[^,]*),)?task=(?P<comm>[^,]*),pid=(?P<pid>\d+)"
+            r"oom-kill:constraint=(?P<constraint>\w+),(?:.*,oom_memcg=(?P<limit>[^,]*))?"
+            r"(?:.*,task_memcg=(?P<cgroup>[^,]*))?.*,task=(?P<comm>.*),pid=(?P<pid>\d+)"
         ),
     ),
     # blk_print_req_error(), block/blk-mq.c

@@ -15,6 +15,7 @@ __all__ = ["Server", "ask", "ask_servers"]
 
 _TRIES = 3
 _PATIENCE = 1.0  # seconds for each try
+_STRANGE = 16  # packets that are no answer to us
 _STUB = "127.0.0.53"  # systemd-resolved(8)
 
 
@@ -73,8 +74,9 @@ def ask(address: str, port: int = 53) -> tuple[bool, str]:
                 s.settimeout(_PATIENCE)
                 s.connect(where)
                 s.send(packet)
-                while len(reply := s.recv(4096)) >= 12:
-                    if struct.unpack("!H", reply[:2])[0] == number:
+                for _ in range(_STRANGE):
+                    reply = s.recv(4096)
+                    if len(reply) >= 12 and struct.unpack("!H", reply[:2])[0] == number:
                         return True, ""
         except TimeoutError:
             continue

@@ -11,7 +11,7 @@ from tegu.heal.look import Look
 from tegu.heal.rule import Rule
 from tegu.heal.snapshot import text
 
-_RECENT = 300.0  # seconds
+_RECENT = 120.0  # seconds
 
 
 def check(look: Look) -> Iterator[Finding]:
@@ -21,6 +21,8 @@ def check(look: Look) -> Iterator[Finding]:
         if event.kind in ("io-error", "fs-error") and event.at >= oldest:
             by_device[event.about["device"]].append(event)
     for device, events in by_device.items():
+        if not (look.root / "sys/class/block" / device).exists():
+            continue  # taken out since
         if device.startswith(("fd", "sr", "loop")) and not any(
             e.kind == "fs-error" for e in events
         ):

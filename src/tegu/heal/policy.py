@@ -70,13 +70,13 @@ def _touched(finding: Finding, unit: str) -> list[str]:
 def load_policy(path: Path = POLICY) -> Policy:
     """Read the policy; the defaults when there is no file. Raises UsageError naming the key."""
     try:
-        content = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
         return Policy()
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
     try:
-        values = tomllib.loads(content)
+        values = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path}: {e}") from e
     known = {f.name: f for f in fields(Policy)}

@@ -9,13 +9,20 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tegu.errors import TeguError
+from tegu.heal import RULES, Diagnosis, Finding, diagnose
+from tegu.heal.journal import Journal
+from tegu.heal.policy import Policy
+from tegu.heal.repair import repair
 
 Facts = dict[str, Any]
 LAB = Path("/run/lab")
 PATIENCE = 90.0  # seconds until a fault counts as not detected
-LOOK = "3"
+LOOK = 3.0  # seconds
 
 
 def script(kind: str, name: str, what: str) -> str:
@@ -27,18 +34,14 @@ def script(kind: str, name: str, what: str) -> str:
     return "" if done.returncode == 0 else f"{what}: {done.stderr.strip()[-300:]}"
 
 
-def tegu(*words: str) -> Facts:
-    done = subprocess.run(["tegu", *words, "--json"], capture_output=True, text=True, timeout=400)
-    try:
-        found: Facts = json.loads(done.stdout)
-        return found
-    except ValueError:
-        return {"error": (done.stderr or done.stdout)[-500:]}
+def doctor(rules: Sequence[str] = RULES) -> Diagnosis:
+    """Look as `tegu doctor` does, without starting a program for it."""
+    return diagnose(LOOK, rules)
 
 
-def told(finding: Facts) -> str:
-    culprit = finding.get("culprit") or {}
-    return f"{culprit.get('kind', '')} {culprit.get('name', '')} {culprit.get('unit', '')}"
+def told(finding: Finding) -> str:
+    culprit = finding.culprit
+    return f"{culprit.kind} {culprit.name} {culprit.unit}" if culprit is not None else ""
 
 
 def fault(name: str, rule: str, culprit: str, heal: bool) -> Facts:
@@ -49,31 +52,29 @@ def fault(name: str, rule: str, culprit: str, heal: bool) -> Facts:
     began = time.monotonic()
     found = None
     while found is None and time.monotonic() - began < PATIENCE:
-        diagnosis = tegu("doctor", "--seconds", LOOK)
-        if "error" in diagnosis:
-            out["trouble"].append(str(diagnosis["error"]))
-            continue
-        for text in diagnosis["failures"].values():
-            out["trouble"].append(text)
-        mine = [f for f in diagnosis["findings"] if f["rule"] == rule]
-        out["others"] = [
-            f"{f['rule']}: {told(f)}" for f in diagnosis["findings"] if f["rule"] != rule
-        ]
+        diagnosis = doctor()
+        out["trouble"] += diagnosis.failures.values()
+        mine = [f for f in diagnosis.findings if f.rule == rule]
+        out["others"] = [f"{f.rule}: {told(f)}" for f in diagnosis.findings if f.rule != rule]
         right = [f for f in mine if re.search(culprit, told(f))]
         if mine:
-            out["detected"] = True
-            out.setdefault("seconds", round(time.monotonic() - began, 1))
-            out["told"] = told((right or mine)[0])
-            out["title"] = (right or mine)[0]["title"]
-            out["culprit"] = bool(right)
             found = (right or mine)[0]
+            out["detected"] = True
+            out["seconds"] = round(time.monotonic() - began, 1)
+            out["told"] = told(found)
+            out["title"] = found.title
+            out["culprit"] = bool(right)
     if found is not None and heal:
         began = time.monotonic()
-        healed = tegu("heal", "--apply", "--finding", found["key"])
+        try:
+            (done,) = repair(
+                [found], apply=True, policy=Policy(budget=100), journal=Journal(), seconds=LOOK
+            )
+            out["repaired"] = done.outcome == "verified"
+            out["repair"] = f"{done.outcome} {done.detail}".strip()
+        except TeguError as e:
+            out["repaired"], out["repair"] = False, e.message
         out["repair_seconds"] = round(time.monotonic() - began, 1)
-        done = healed.get("repairs", [])
-        out["repaired"] = any(r.get("outcome") == "verified" for r in done)
-        out["repair"] = done or healed
     wrong = script("fault", name, "stop")
     if wrong:
         out["trouble"].append(wrong)
@@ -86,12 +87,9 @@ def twin(name: str, looks: int) -> Facts:
     if wrong:
         out["trouble"].append(wrong)
     for _ in range(looks):
-        diagnosis = tegu("doctor", "--seconds", LOOK)
-        if "error" in diagnosis:
-            out["trouble"].append(str(diagnosis["error"]))
-            continue
-        out["findings"] += [f"{f['rule']}: {f['title']}" for f in diagnosis["findings"]]
-        out["trouble"] += list(diagnosis["failures"].values())
+        diagnosis = doctor()
+        out["findings"] += [f"{f.rule}: {f.title}" for f in diagnosis.findings]
+        out["trouble"] += diagnosis.failures.values()
     wrong = script("twin", name, "stop")
     if wrong:
         out["trouble"].append(wrong)

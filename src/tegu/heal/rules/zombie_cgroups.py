@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from tegu.heal.finding import Evidence, Finding, Subject
@@ -13,11 +14,14 @@ _MANY = 200
 
 
 def check(look: Look) -> Iterator[Finding]:
+    below = _children(look)
+    key = "cgroup.stat/nr_dying_descendants"
     for group in look.after.groups.values():
-        dying = _own(look, group)
+        children = below[group.path]
+        # Those right below this one: not those of living groups below.
+        dying = group.get(key) - sum(c.get(key) for c in children)
         if dying < _MANY:
             continue
-        children = _children(look, group)
         held = {
             kind: max(0, group.memory.get(kind, 0) - sum(c.memory.get(kind, 0) for c in children))
             for kind in ("file", "shmem", "slab")
@@ -45,15 +49,13 @@ def check(look: Look) -> Iterator[Finding]:
         )
 
 
-def _own(look: Look, group: Group) -> int:
-    """Return the dying groups right below this one: not those of living groups below."""
-    key = "cgroup.stat/nr_dying_descendants"
-    return group.get(key) - sum(c.get(key) for c in _children(look, group))
-
-
-def _children(look: Look, group: Group) -> list[Group]:
-    below = group.path.rstrip("/")
-    return [g for p, g in look.after.groups.items() if p != "/" and p.rpartition("/")[0] == below]
+def _children(look: Look) -> dict[str, list[Group]]:
+    """Return the groups right below each."""
+    found: dict[str, list[Group]] = defaultdict(list)
+    for path, group in look.after.groups.items():
+        if path != "/":
+            found[path.rpartition("/")[0] or "/"].append(group)
+    return found
 
 
 RULE = Rule(

@@ -134,7 +134,7 @@ def _attempt(
 ) -> tuple[Outcome, str]:
     try:
         remedy.apply(finding, state)
-    except (OSError, TeguError) as e:
+    except Exception as e:  # noqa: BLE001 - whatever it was, what was begun must be taken back
         return _take_back(remedy, finding, state, _words(e))
     time.sleep(remedy.settle)
     say("verifying")
@@ -184,4 +184,4 @@ def _words(e: Exception) -> str:
         return e.message
     if isinstance(e, OSError):
         return f"{e.filename or ''} {e.strerror or os.strerror(e.errno or 0)}".strip()
-    return str(e)
+    return f"{type(e).__name__}: {e}"

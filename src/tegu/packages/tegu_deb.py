@@ -36,6 +36,7 @@ MODULES = (
     "process.py",
     "py.typed",
     "cli/__init__.py",
+    "cli/agent.py",
     "cli/doctor.py",
     "cli/front.py",
     "cli/heal.py",

@@ -58,7 +58,7 @@ class ReclaimZombies(Remedy):
     def apply(self, finding: Finding, state: State) -> None:
         directory = Path(state["directory"])
         state["freed"] = reclaim(directory, until=lambda: dying(directory) == 0)
-        if dying(directory):
+        if dying(directory) and _swap():
             state["files_read"] = _read_again(pinned_files(directory))
             state["freed"] += reclaim(directory, until=lambda: dying(directory) == 0)
         # They go in the background, after a grace period.
@@ -143,33 +143,39 @@ def pinned_files(directory: Path, most: int = 20_000) -> Iterator[str]:
 def page_group(path: str) -> int | None:
     """Return the inode of the control group that a file's first page is charged to.
 
-    None when it is not in memory. Looking does not read it in: mincore(2) is asked first.
+    0 where that cannot be asked, None when it is not in memory. Looking does not read it in:
+    mincore(2) is asked first.
     """
     import ctypes
 
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    failed = ctypes.c_void_p(-1).value
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return 0
     try:
         if os.fstat(fd).st_size == 0:
             return 0
-        with mmap.mmap(fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ) as view:
-            libc = ctypes.CDLL(None, use_errno=True)
-            libc.mmap.restype = ctypes.c_void_p
-            address = libc.mmap(None, _PAGE, mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(0))
+        # Of libc, not of the module mmap: the address is needed.
+        address = libc.mmap(None, _PAGE, mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(0))
+        if address == failed:
+            return 0
+        try:
             resident = ctypes.c_ubyte()
-            try:
-                libc.mincore(ctypes.c_void_p(address), _PAGE, ctypes.byref(resident))
-                if not resident.value & 1:
-                    return None
-                ctypes.string_at(address, 1)
-                with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
-                    pagemap.seek(address // _PAGE * 8)
-                    frame = struct.unpack("=Q", pagemap.read(8))[0] & ((1 << 55) - 1)
-                with open("/proc/kpagecgroup", "rb", buffering=0) as groups:  # noqa: PTH123
-                    groups.seek(frame * 8)
-                    return int(struct.unpack("=Q", groups.read(8))[0])
-            finally:
-                libc.munmap(ctypes.c_void_p(address), _PAGE)
-                del view
+            libc.mincore(ctypes.c_void_p(address), _PAGE, ctypes.byref(resident))
+            if not resident.value & 1:
+                return None
+            ctypes.string_at(address, 1)
+            with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
+                pagemap.seek(address // _PAGE * 8)
+                frame = struct.unpack("=Q", pagemap.read(8))[0] & ((1 << 55) - 1)
+            with open("/proc/kpagecgroup", "rb", buffering=0) as groups:  # noqa: PTH123
+                groups.seek(frame * 8)
+                return int(struct.unpack("=Q", groups.read(8))[0])
+        finally:
+            libc.munmap(ctypes.c_void_p(address), _PAGE)
     except (OSError, struct.error):
         return None
     finally:

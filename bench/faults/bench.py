@@ -136,6 +136,7 @@ def _fault(lab: Lab, name: str, about: Row) -> Row:
     log.info("fault %s", name)
     heal = "yes" if about["heal"] else "no"
     found = lab.drive(["fault", name, about["rule"], about["culprit"], heal])
+    log.info("%s", found)
     repaired = found.get("repaired")
     return {
         "what": name,
@@ -157,7 +158,8 @@ def _why_not(found: Row) -> str:
 
 def _twin(lab: Lab, name: str) -> Row:
     log.info("twin %s", name)
-    found = lab.drive(["twin", name, "3"])
+    found = lab.drive(["twin", name, "2"])
+    log.info("%s", found)
     return {
         "what": f"twin: {name}",
         "found": "none" if not found.get("findings") else "; ".join(found["findings"]),

@@ -21,7 +21,7 @@ from tegu.heal.repair import repair
 
 Facts = dict[str, Any]
 LAB = Path("/run/lab")
-PATIENCE = 90.0  # seconds until a fault counts as not detected
+PATIENCE = 75.0  # seconds until a fault counts as not detected
 LOOK = 3.0  # seconds
 
 

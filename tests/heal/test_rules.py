@@ -125,12 +125,14 @@ def test_a_device_that_stays_suspended(tmp_path: Path) -> None:
 
 def test_slow_above_but_not_below(tmp_path: Path) -> None:
     (tmp_path / "sys/block/dm-0/slaves/sda").mkdir(parents=True)
-    quick, slow = Disk(10, 10, 0, 0, 0, 0), Disk(10, 3000, 0, 0, 0, 0)
+    quick, slow = Disk(10, 10, 0, 0, 0, 10), Disk(10, 3000, 0, 0, 0, 3000)
     none = Disk(0, 0, 0, 0, 0, 0)
     first = Snapshot(disks={"dm-0": none, "sda": none})
     upper = Snapshot(disks={"dm-0": slow, "sda": quick})
     (one,) = found("slow_device", look(first=first, last=upper, root=tmp_path))
     assert one.culprit is not None and one.culprit.name == "dm-0"
+    queue = Snapshot(disks={"dm-0": Disk(1000, 300_000, 0, 0, 64, 9000), "sda": quick})
+    assert not found("slow_device", look(first=first, last=queue, root=tmp_path))
     both = Snapshot(disks={"dm-0": slow, "sda": slow})
     (one,) = found("slow_device", look(first=first, last=both, root=tmp_path))
     assert one.culprit is not None and one.culprit.name == "sda"

@@ -11,6 +11,8 @@ from tegu.heal.rule import Rule
 from tegu.heal.snapshot import text
 
 _SLOW_MS = 100.0
+_ALONE_MS = 30.0
+"""Of the device's busy time, for each request: many at once share it."""
 _FEWEST = 2  # requests: fewer say nothing
 
 
@@ -26,9 +28,9 @@ def check(look: Look) -> Iterator[Finding]:
             continue  # the one below is the slow one
         disk, old = look.after.disks[name], look.before.disks[name]
         count = disk.reads + disk.writes - old.reads - old.writes
-        queue = disk.in_flight
-        if queue > 8 and count / look.seconds > 100:
-            continue  # a full queue of a device that works hard: each waits for the others
+        alone = (disk.busy_ms - old.busy_ms) / count
+        if alone < _ALONE_MS:
+            continue  # a device that works hard: its requests wait for one another
         label = text(look.root / f"sys/block/{name}/dm/name").strip() or name
         lower = [m for m in (_mean_ms(look, s) for s in below) if m is not None]
         yield Finding(
@@ -40,6 +42,7 @@ def check(look: Look) -> Iterator[Finding]:
             victims=tuple(look.process(p.pid) for p in look.stuck() if not p.kernel),
             evidence=(
                 Evidence("time of a request", round(mean, 1), "ms", _SLOW_MS),
+                Evidence("busy for each", round(alone, 1), "ms", _ALONE_MS),
                 Evidence("requests", count),
                 *((Evidence("of the device below", round(max(lower), 1), "ms"),) if lower else ()),
             ),

@@ -16,6 +16,7 @@ from tegu.heal.mounts import Mount, Namespace
 from tegu.heal.resolver import Server
 from tegu.heal.snapshot import Disk, Snapshot
 from tegu.heal.units import Unit
+from tegu.linux.sockdiag import TcpSocket
 
 
 def found(rule: str, seen: Look) -> list[Finding]:
@@ -220,6 +221,24 @@ def test_units_that_are_kept() -> None:
     (failed,) = found("failed_unit", look(units=[*many, one_more]))
     assert failed.culprit is not None and failed.culprit.name == "web.service"
     assert failed.severity == "notice"
+
+
+def test_ports_in_time_wait(tmp_path: Path) -> None:
+    def closed(port: int) -> TcpSocket:
+        return TcpSocket(6, ("192.0.2.1", port), ("192.0.2.2", 80), 9, 0, 0, 2, b"")
+
+    base = tmp_path / "proc/sys/net/ipv4"
+    base.mkdir(parents=True)
+    for name, value in (("ip_local_port_range", "20000 20099"), ("tcp_timestamps", "1")):
+        (base / name).write_text(value)
+    parts = {"root": tmp_path, "last": Snapshot(net={"TcpExt.TW": 1})}
+    full = [closed(20000 + n) for n in range(95)]
+    (base / "tcp_tw_reuse").write_text("2")
+    (one,) = found("ports_exhausted", look(time_wait=full, **parts))
+    assert one.culprit is not None and one.culprit.name == "192.0.2.2:80"
+    assert not found("ports_exhausted", look(time_wait=full[:50], **parts))
+    (base / "tcp_tw_reuse").write_text("1")
+    assert not found("ports_exhausted", look(time_wait=full, **parts))
 
 
 def test_full_disks(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ REMEDIES: dict[str, tuple[str, str]] = {
     "raise-tasks": ("limits", "RaiseTasks"),
     "raise-fd-limit": ("limits", "RaiseFdLimit"),
     "raise-conntrack": ("network", "RaiseConntrack"),
-    "sweep-time-wait": ("network", "SweepTimeWait"),
+    "reuse-time-wait": ("network", "ReuseTimeWait"),
     "remove-netem": ("network", "RemoveNetem"),
     "restart-unit": ("units", "RestartUnit"),
     "forget-units": ("units", "ForgetUnits"),

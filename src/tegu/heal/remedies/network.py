@@ -1,4 +1,4 @@
-"""The network: tables that are full, sockets nobody needs, losses that someone asked for."""
+"""The network: tables that are full, ports nobody needs, losses that someone asked for."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from tegu.heal.finding import Finding
-from tegu.heal.remedy import Refused, Remedy, RepairError, State
+from tegu.heal.remedy import Refused, Remedy, State
 from tegu.heal.snapshot import text
-from tegu.linux.sockdiag import TIME_WAIT, TIME_WAIT_MS, TcpSocket, destroy, tcp_sockets
 from tegu.process import run
 
-__all__ = ["RaiseConntrack", "RemoveNetem", "SweepTimeWait"]
+__all__ = ["RaiseConntrack", "RemoveNetem", "ReuseTimeWait"]
 
 _MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+_REUSE = Path("/proc/sys/net/ipv4/tcp_tw_reuse")
 _ENTRY = 400  # bytes of kernel memory for a tracked connection, with its extensions
 
 
@@ -44,48 +44,34 @@ class RaiseConntrack(Remedy):
         _MAX.write_text(str(state["old"]))
 
 
-class SweepTimeWait(Remedy):
-    """Forget closed connections to one destination, the oldest half of them.
+class ReuseTimeWait(Remedy):
+    """Let new connections take the ports of closed ones that have been in TIME-WAIT for a second.
 
-    What is given up: a late segment of such a connection may meet a new one with the same ports
-    (RFC 9293, 3.4.3). Timestamps (RFC 7323) tell the two apart.
+    Timestamps (RFC 7323) tell the segments of the two apart, so the kernel does it only where both
+    ends use them (Documentation/networking/ip-sysctl.rst, tcp_tw_reuse).
     """
 
-    name = "sweep-time-wait"
-    summary = "forget the older half of the connections in TIME-WAIT to one destination"
+    name = "reuse-time-wait"
+    summary = "let new connections take ports that are in TIME-WAIT (tcp_tw_reuse)"
     blast = "network"
-    reversible = False
-
-    def _chosen(self, finding: Finding) -> list[TcpSocket]:
-        remote = (str(finding.target["address"]), int(finding.target["port"]))
-        mine = [s for s in tcp_sockets([TIME_WAIT]) if s.remote == remote]
-        mine.sort(key=lambda s: s.left_ms)
-        return mine[: (len(mine) + 1) // 2]
+    settle = 2.0
 
     def prepare(self, finding: Finding) -> State:
-        try:
-            chosen = self._chosen(finding)
-        except OSError as e:
-            raise Refused(f"sock_diag: {e.strerror}") from e
-        if not chosen:
-            raise Refused("none is in TIME-WAIT any more")
-        return {
-            "count": len(chosen),
-            "youngest_seconds": round((TIME_WAIT_MS - chosen[-1].left_ms) / 1000, 1),
-        }
+        old = text(_REUSE).strip()
+        if old == "1":
+            raise Refused("ports in TIME-WAIT are used again already")
+        if text("/proc/sys/net/ipv4/tcp_timestamps").strip() == "0":
+            raise Refused("it needs net.ipv4.tcp_timestamps, which is off")
+        return {"old": old}
 
     def plan(self, finding: Finding, state: State) -> list[str]:
-        target = finding.target
-        return [
-            f"ss --kill state time-wait dst {target['address']}:{target['port']}"
-            f"  # the {state['count']} oldest"
-        ]
+        return ["sysctl net.ipv4.tcp_tw_reuse=1"]
 
     def apply(self, finding: Finding, state: State) -> None:
-        done, refused = destroy(self._chosen(finding))
-        state["ended"] = done
-        if refused and not done:
-            raise RepairError(f"the kernel refused all {refused}")
+        _REUSE.write_text("1")
+
+    def undo(self, finding: Finding, state: State) -> None:
+        _REUSE.write_text(str(state["old"]))
 
 
 class RemoveNetem(Remedy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def check(look: Look) -> Iterator[Finding]:
             used[s.remote].add(s.local[1])
             sources[s.remote] += 1
     for remote, ports in used.items():
-        if len(ports) < _FULL * room:
+        if len(ports) < _FULL * room or _reused(look, remote[0]):
             continue
         name = f"{remote[0]}:{remote[1]}"
         clients = _clients(look, remote)
@@ -42,11 +43,20 @@ def check(look: Look) -> Iterator[Finding]:
                 Evidence("in TIME-WAIT to it", sources[remote], "", _FULL * room),
                 Evidence("ports", room, f"({low} to {high})"),
             ),
-            remedy="sweep-time-wait",
+            remedy="reuse-time-wait",
             target={"address": remote[0], "port": remote[1]},
             advice="keep connections open and use them again; net.ipv4.tcp_tw_reuse=1;"
-            " a wider net.ipv4.ip_local_port_range",
+            " tegu tune set tcp_tw_timeout=20; a wider net.ipv4.ip_local_port_range",
         )
+
+
+def _reused(look: Look, address: str) -> bool:
+    """Whether the kernel gives ports in TIME-WAIT to new connections to that address."""
+    reuse = look.number("proc/sys/net/ipv4/tcp_tw_reuse")
+    if look.number("proc/sys/net/ipv4/tcp_timestamps") == 0:
+        return False
+    # 2, the default since 4.19: on the loopback only.
+    return reuse == 1 or (reuse == 2 and ipaddress.ip_address(address).is_loopback)
 
 
 def _clients(look: Look, remote: tuple[str, int]) -> list[int]:
@@ -77,7 +87,7 @@ def _clients(look: Look, remote: tuple[str, int]) -> list[int]:
 RULE = Rule(
     "ports_exhausted",
     "Are the ports for connections to one destination used up by TIME-WAIT?",
-    ("sock_diag", "net.ipv4.ip_local_port_range"),
+    ("sock_diag", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_tw_reuse"),
     "RFC 9293, 3.4.2; Documentation/networking/ip-sysctl.rst, tcp_tw_reuse",
     check,
 )

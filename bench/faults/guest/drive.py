@@ -68,7 +68,12 @@ def fault(name: str, rule: str, culprit: str, heal: bool) -> Facts:
         began = time.monotonic()
         try:
             (done,) = repair(
-                [found], apply=True, policy=Policy(budget=100), journal=Journal(), seconds=LOOK
+                [found],
+                apply=True,
+                policy=Policy(budget=100),
+                journal=Journal(),
+                again=True,
+                seconds=LOOK,
             )
             out["repaired"] = done.outcome == "verified"
             out["repair"] = f"{done.outcome} {done.detail}".strip()

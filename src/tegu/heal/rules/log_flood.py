@@ -9,7 +9,6 @@ from tegu.heal.look import Look
 from tegu.heal.rule import Rule
 
 _LINES = 200.0  # a second
-_JOURNAL = ("/system.slice/systemd-journald.service",)
 _WORKS = 0.05
 """Processors that journald must use before the journal is read: reading it is not free."""
 

@@ -10,6 +10,8 @@ import typer
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True)
+_UNIT = "tegu-agent.service"
+_WANTED = Path("/etc/systemd/system/multi-user.target.wants") / _UNIT
 _DATABASE = Annotated[
     Path | None, typer.Option("--database", metavar="FILE", help="Another history.")
 ]
@@ -17,7 +19,28 @@ _DATABASE = Annotated[
 
 @app.callback()
 def agent() -> None:
-    """The resident doctor: `systemctl enable --now tegu-agent` keeps it running."""
+    """The resident doctor: looks again and again, and keeps what it finds."""
+
+
+@app.command(epilog="Example: tegu agent on")
+def on() -> None:
+    """Start it, now and at each boot."""
+    from tegu.process import run as run_program
+
+    run_program(["systemctl", "--quiet", "add-wants", "multi-user.target", _UNIT], timeout=60)
+    run_program(["systemctl", "start", _UNIT], timeout=60)
+    print("on")
+
+
+@app.command(epilog="Example: tegu agent off")
+def off() -> None:
+    """Stop it, now and at each boot; the history stays."""
+    from tegu.process import run as run_program
+
+    _WANTED.unlink(missing_ok=True)
+    run_program(["systemctl", "daemon-reload"], timeout=60)
+    run_program(["systemctl", "stop", _UNIT], timeout=60)
+    print("off")
 
 
 @app.command(epilog="Example: tegu agent run --every 5")

@@ -49,7 +49,7 @@ class History:
             elif not path.exists():
                 raise TeguError(
                     f"there is no history at {path}",
-                    hint="systemctl enable --now tegu-agent",
+                    hint="tegu agent on",
                 )
             self._base = sqlite3.connect(path, timeout=5, isolation_level=None)
             self._base.execute("PRAGMA journal_mode=WAL")

@@ -37,6 +37,10 @@ class Remedy:
     """Seconds until the machine can show that it helped."""
     reversible: ClassVar[bool] = True
 
+    def wait(self, finding: Finding) -> float:
+        """Return how long to wait before looking whether it helped, in seconds."""
+        return self.settle
+
     def prepare(self, finding: Finding) -> State:
         """Check the precondition and return what `undo` will need; raises Refused."""
         raise NotImplementedError

@@ -136,7 +136,7 @@ def _attempt(
         remedy.apply(finding, state)
     except Exception as e:  # noqa: BLE001 - whatever it was, what was begun must be taken back
         return _take_back(remedy, finding, state, _words(e))
-    time.sleep(remedy.settle)
+    time.sleep(remedy.wait(finding))
     say("verifying")
     for _ in range(_STAYS):
         seen = diagnose(seconds, [finding.rule])

@@ -17,6 +17,7 @@ SYSCTL = Path("/proc/sys/net/ipv4/tcp_tw_timeout")
 _KEPT = Path("/etc/sysctl.d/90-tegu-tune.conf")
 CONFIG = Path("/etc/tegu/tcp_tw_timeout.json")
 UNIT = "tegu-time-wait.service"
+_WANTED = Path("/etc/systemd/system/multi-user.target.wants") / UNIT
 LEAST, MOST, DEFAULT, RISKY = 1, 600, 60, 5
 
 
@@ -57,7 +58,7 @@ def put(seconds: int, namespaces: Sequence[str] = (), *, root: Path = Path("/"))
     body = json.dumps({"seconds": seconds, "namespaces": list(namespaces)})
     write_atomic(_below(root, CONFIG), body + "\n")
     if root == Path("/"):
-        run(["systemctl", "enable", "--quiet", UNIT], timeout=60)
+        run(["systemctl", "--quiet", "add-wants", "multi-user.target", UNIT], timeout=60)
         run(["systemctl", "restart", UNIT], timeout=60)
     return Setting(seconds, "sweep", tuple(namespaces), warning)
 
@@ -70,7 +71,9 @@ def clear(*, root: Path = Path("/")) -> Setting:
         sysctl.write_text(str(DEFAULT))
     if _below(root, CONFIG).exists():
         if root == Path("/"):
-            run(["systemctl", "disable", "--now", "--quiet", UNIT], timeout=60)
+            _WANTED.unlink(missing_ok=True)
+            run(["systemctl", "daemon-reload"], timeout=60)
+            run(["systemctl", "stop", UNIT], timeout=60)
         _below(root, CONFIG).unlink(missing_ok=True)
     return current(root=root)
 

@@ -97,6 +97,10 @@ class RaiseMemory(GroupSetting):
     property = "MemoryMax"
     settle = 6.0
 
+    def wait(self, finding: Finding) -> float:
+        # Kills come at intervals: only when two have passed without one is it over.
+        return max(self.settle, min(120.0, 2.2 * float(finding.target.get("interval", 0))))
+
     def file_of(self, directory: Path) -> str:
         high = text(directory / "memory.high").strip()
         current = text(directory / "memory.current").strip()

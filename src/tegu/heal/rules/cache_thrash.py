@@ -41,7 +41,7 @@ def check(look: Look) -> Iterator[Finding]:
                 Evidence(name, round(limit / 2**20, 1), "MiB"),
             ),
             remedy="raise-memory",
-            target={"group": group.path, "why": "thrash"},
+            target={"group": group.path},
             advice=f"a higher {name}, or less work at a time",
         )
 

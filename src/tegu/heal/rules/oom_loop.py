@@ -12,6 +12,7 @@ from tegu.heal.rule import Rule
 
 _RECENT = 300.0
 _OFTEN = 3
+_SOON = 5.0
 
 
 def check(look: Look) -> Iterator[Finding]:
@@ -29,7 +30,8 @@ def check(look: Look) -> Iterator[Finding]:
         limit = group.limit("memory.max") if group is not None else None
         last = events[-1]
         age = now() - last.at
-        if age > _RECENT / 5 and age > 3 * (last.at - events[0].at) / len(events):
+        interval = (last.at - events[0].at) / (len(events) - 1)
+        if age > max(_SOON, 2 * interval):
             continue  # it has stopped
         whole = last.about.get("constraint") == "CONSTRAINT_NONE"
         yield Finding(
@@ -41,11 +43,12 @@ def check(look: Look) -> Iterator[Finding]:
             victims=(Subject("process", last.about["comm"], int(last.about["pid"])),),
             evidence=(
                 Evidence("kills", len(events), f"in {_RECENT:.0f} s", _OFTEN),
+                Evidence("one every", round(interval, 1), "s"),
                 Evidence("since the last", round(age, 1), "s"),
                 *((Evidence("limit", round(limit / 2**20, 1), "MiB"),) if limit else ()),
             ),
             remedy="" if whole else "raise-memory",
-            target={"group": path, "why": "oom"},
+            target={"group": path, "interval": round(interval, 1)},
             advice="give it more memory, or stop it: each restart pays for the same end",
         )
 

@@ -69,6 +69,10 @@ VERBS: dict[str, Verb] = {
     "sandbox": Verb("tegu.cli.sandbox", "app", "Sandboxes: serve, look after, examine."),
     "kdump": Verb("tegu.cli.kdump", "app", "Crash dumps: on, off, tried and read."),
     "probe": Verb("tegu.cli.probe", "app", "Ask what slows this machine down, and who."),
+    "doctor": Verb("tegu.cli.doctor", "app", "Say what is wrong with this machine, and why."),
+    "heal": Verb("tegu.cli.heal", "app", "Repair what doctor finds, and check that it helped."),
+    "agent": Verb("tegu.cli.agent", "app", "The resident doctor, and what it has seen."),
+    "tune": Verb("tegu.cli.tune", "app", "Settings of a running machine, on any kernel."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

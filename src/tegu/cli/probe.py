@@ -76,6 +76,27 @@ def list_probes(as_json: bool = typer.Option(False, "--json", help="Print JSON."
     )
 
 
+@app.command("matrix", epilog="Example: tegu probe matrix 6.1.json 6.12.json --json")
+def matrix(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="What `tegu probe list --json` printed.")
+    ],
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Lay what machines said of their probes side by side, as a table in Markdown.
+
+    On each machine: tegu probe list --json > KERNEL.json.
+    """
+    from tegu.cli.output import print_json
+    from tegu.probe.matrix import Listing, read_listing, table
+
+    listings: list[Listing] = [read_listing(path) for path in files]
+    if as_json:
+        print_json({listing.kernel: listing.probes for listing in listings})
+    else:
+        print("\n".join(table(listings)))
+
+
 @app.command("report", epilog="Example: tegu probe report slow.jsonl --top 20")
 def report_any(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recording of any probe.")],

@@ -144,8 +144,8 @@ def write_packages(
                     f"{image_name}-dbg",
                     debug,
                     f"Debug symbols of Linux {release}\n"
-                    " The kernel with what drgn, crash and gdb need to read a crash dump of it, or\n"
-                    " the running one. Not needed to run it.",
+                    " The kernel with what drgn, crash and gdb need to read a crash dump of it,\n"
+                    " or the running one. Not needed to run it.",
                     {"Architecture": machine},
                     compression="gz",  # 300 MB: what packs better takes minutes
                 )

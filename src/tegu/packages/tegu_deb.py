@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_tegu_deb", "host_files", "host_half", "release_time"]
 
-ROOMS = ("boot", "host", "linux", "oci", "probe", "sandbox", "store")
+ROOMS = ("boot", "heal", "host", "linux", "oci", "probe", "sandbox", "store", "tune")
 MODULES = (
     "__init__.py",
     "__main__.py",
@@ -36,7 +36,10 @@ MODULES = (
     "process.py",
     "py.typed",
     "cli/__init__.py",
+    "cli/agent.py",
+    "cli/doctor.py",
     "cli/front.py",
+    "cli/heal.py",
     "cli/host.py",
     "cli/kdump.py",
     "cli/kernel_host.py",
@@ -44,6 +47,7 @@ MODULES = (
     "cli/output.py",
     "cli/probe.py",
     "cli/sandbox.py",
+    "cli/tune.py",
 )
 # A new kernel, or a new command line, gets its boot file on the machine: kmod and busybox-static
 # are for its initrd, systemd-boot-efi has the UEFI stub.

@@ -1,0 +1,3 @@
+# The machine as it is.
+start() { :; }
+stop() { :; }

@@ -55,6 +55,7 @@ VERBS: dict[str, Verb] = {
         "Build the cloud kernel, keep it current, patch it while it runs.",
         "tegu.cli.kernel_host",
     ),
+    "pkg": Verb("tegu.cli.pkg", "app", "Build packages from recipes."),
     "repo": Verb("tegu.cli.repo", "app", "Publish apt and RPM repositories of your own."),
     "gc": Verb("tegu.cli.store", "gc_app", "Free what no image or recent build needs."),
     "store": Verb("tegu.cli.store", "app", "Look at the store, verify what it holds."),
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # Verbs that run other programs for minutes, which must end with them.
-_LONG = frozenset({"build", "kernel", "lock"})
+_LONG = frozenset({"build", "kernel", "lock", "pkg"})
 
 
 def _ended_by_signals(args: Sequence[str]) -> AbstractContextManager[object]:

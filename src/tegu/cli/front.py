@@ -70,6 +70,9 @@ VERBS: dict[str, Verb] = {
     "sandbox": Verb("tegu.cli.sandbox", "app", "Sandboxes: serve, look after, examine."),
     "kdump": Verb("tegu.cli.kdump", "app", "Crash dumps: on, off, tried and read."),
     "probe": Verb("tegu.cli.probe", "app", "Ask what slows this machine down, and who."),
+    "upgrade": Verb("tegu.cli.upgrade", "upgrade_app", "Upgrade this machine, undoably."),
+    "rollback": Verb("tegu.cli.upgrade", "rollback_app", "Go back to before the last upgrade."),
+    "history": Verb("tegu.cli.upgrade", "history_app", "List the upgrades of this machine."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

@@ -45,6 +45,7 @@ MODULES = (
     "cli/output.py",
     "cli/probe.py",
     "cli/sandbox.py",
+    "cli/upgrade.py",
 )
 # A new kernel gets its initrd on the machine: kmod and busybox-static are for that.
 _DEPENDS = (

@@ -112,7 +112,7 @@ def _once(
         built = tuple(collect(scratch / "dest"))
     written = []
     for kind in formats:
-        held = payload(recipe, path, kind, built, timestamp=timestamp)
+        held = payload(recipe, path, kind, built, version=version, timestamp=timestamp)
         write = to_deb if kind == "deb" else to_rpm
         written.append(write(recipe, version, held, scratch, timestamp=timestamp))
     return source, written

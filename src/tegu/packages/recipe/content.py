@@ -31,7 +31,13 @@ class Payload:
 
 
 def payload(
-    recipe: Recipe, path: Path, kind: Format, built: tuple[DebEntry, ...], *, timestamp: int
+    recipe: Recipe,
+    path: Path,
+    kind: Format,
+    built: tuple[DebEntry, ...],
+    *,
+    version: str,
+    timestamp: int,
 ) -> Payload:
     """Return what the package of `recipe` (read from `path`) holds in the format `kind`.
 
@@ -55,7 +61,7 @@ def payload(
                 relations[name] = (*words, *relations[name])
     if content.definition is not None:
         definition = _definition(recipe, path)
-        entries += _from_definition(recipe, definition, timestamp)
+        entries += _from_definition(recipe, definition, version, timestamp)
         if content.meta:
             if kind == "rpm":
                 raise RecipeError(
@@ -104,12 +110,18 @@ def _definition(recipe: Recipe, path: Path) -> Definition:
     return load(path.parent / recipe.content.definition, profile=recipe.content.profile)
 
 
-def _from_definition(recipe: Recipe, definition: Definition, timestamp: int) -> Iterator[DebEntry]:
+def _from_definition(
+    recipe: Recipe, definition: Definition, version: str, timestamp: int
+) -> Iterator[DebEntry]:
     from tegu.definition import os_release
 
     if recipe.content.os_release is not None:
         suite = definition.base.suites[0].partition("-")[0]
-        text = os_release(definition.system, codename=suite, day=timestamp // 86400)
+        system = definition.system
+        # The package may be of a later release than the definition it is made with says.
+        pretty = system.pretty_name.replace(system.version, version)
+        system = system.model_copy(update={"version": version, "pretty_name": pretty})
+        text = os_release(system, codename=suite, day=timestamp // 86400)
         yield DebEntry(recipe.content.os_release, text.encode())
     if recipe.content.sysctl is not None:
         lines = (f"{name} = {value}\n" for name, value in sorted(definition.sysctl.items()))

@@ -57,6 +57,8 @@ VERBS: dict[str, Verb] = {
     ),
     "pkg": Verb("tegu.cli.pkg", "app", "Build packages from recipes."),
     "repo": Verb("tegu.cli.repo", "app", "Publish apt and RPM repositories of your own."),
+    "release": Verb("tegu.cli.release", "app", "Put releases together, judge, publish them."),
+    "cve": Verb("tegu.cli.cve", "app", "List known vulnerabilities of a lock or a machine."),
     "gc": Verb("tegu.cli.store", "gc_app", "Free what no image or recent build needs."),
     "store": Verb("tegu.cli.store", "app", "Look at the store, verify what it holds."),
     "boot": Verb("tegu.cli.machine", "boot_app", "Boot an image in a machine."),
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # Verbs that run other programs for minutes, which must end with them.
-_LONG = frozenset({"build", "kernel", "lock", "pkg"})
+_LONG = frozenset({"build", "kernel", "lock", "pkg", "release"})
 
 
 def _ended_by_signals(args: Sequence[str]) -> AbstractContextManager[object]:

@@ -62,6 +62,8 @@ class Client:
                 ) from e
             except (errors.BadVersionNumberError, errors.EqualVersionNumberError) as e:
                 raise VerifyError(f"refused: older than what was seen before: {e}") from e
+            except errors.DownloadLengthMismatchError as e:
+                raise VerifyError(f"refused: not what was signed: {e}") from e
             except errors.DownloadError as e:
                 raise FetchError(f"the releases cannot be fetched: {e}") from e
             except errors.RepositoryError as e:

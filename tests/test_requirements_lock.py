@@ -19,6 +19,7 @@ def test_every_requirement_is_locked_with_hashes() -> None:
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["works"],
         *project["project"]["optional-dependencies"]["repo"],
+        *project["project"]["optional-dependencies"]["release"],
         *project["dependency-groups"]["dev"],
     ]
     lock = (ROOT / "requirements.lock").read_text()

@@ -17,6 +17,7 @@ from tegu.release.cve import (
     examine,
     make_advisories,
     packages_of_lock,
+    packages_of_sbom,
     packages_of_status,
     read_security_data,
     read_statements,
@@ -108,6 +109,19 @@ def test_a_status_file_gives_the_same(tracker, tmp_path) -> None:
     (tmp_path / "empty").write_text("")
     with pytest.raises(UsageError, match="no status file"):
         packages_of_status(tmp_path / "empty")
+
+
+def test_an_sbom_gives_the_same(tracker, tmp_path) -> None:
+    from tegu.release.sbom import cyclonedx, spdx
+
+    for name, write_sbom in (("x.cdx.json", cyclonedx), ("x.spdx.json", spdx)):
+        path = tmp_path / name
+        path.write_text(write_sbom(LOCK, "tegu", "26.11"))
+        assert found(packages_of_sbom(path), [tracker]) == THERE
+    with pytest.raises(UsageError, match="names no Debian packages"):
+        packages_of_sbom(write(tmp_path / "empty.json", {}))
+    with pytest.raises(UsageError, match="neither"):
+        packages_of_sbom(write(tmp_path / "list.json", []))
 
 
 def test_osv_says_the_same_in_its_own_words(tmp_path) -> None:

@@ -23,7 +23,9 @@ app = typer.Typer()
 def cve(
     subject: Annotated[
         Path,
-        typer.Argument(help="A lock (*.lock), a status file of dpkg, or / for this machine."),
+        typer.Argument(
+            help="A lock (*.lock), an SBOM (*.json), dpkg's status file, or / for this machine."
+        ),
     ],
     security: Annotated[
         list[Path],
@@ -93,7 +95,7 @@ def cve(
 
 
 def _packages(subject: Path) -> list[Package]:
-    from tegu.release.cve import packages_of_lock, packages_of_status
+    from tegu.release.cve import packages_of_lock, packages_of_sbom, packages_of_status
 
     if subject == Path("/"):
         return packages_of_status(Path("/var/lib/dpkg/status"))
@@ -101,4 +103,6 @@ def _packages(subject: Path) -> list[Package]:
         from tegu.packages import Lock
 
         return packages_of_lock(Lock.read(subject))
+    if subject.suffix == ".json":
+        return packages_of_sbom(subject)
     return packages_of_status(subject)

@@ -1,10 +1,12 @@
-"""The packages to examine: of a lock, of dpkg's status file, of what runs on this machine."""
+"""The packages to examine: of a lock, an SBOM, dpkg's status file, and what runs here."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from tegu.errors import UsageError
 from tegu.release.cve.match import Package
@@ -12,12 +14,47 @@ from tegu.release.cve.match import Package
 if TYPE_CHECKING:
     from tegu.packages import Lock
 
-__all__ = ["packages_of_lock", "packages_of_status", "running_packages"]
+__all__ = ["packages_of_lock", "packages_of_sbom", "packages_of_status", "running_packages"]
 
 
 def packages_of_lock(lock: Lock) -> list[Package]:
     """Return what an image of `lock` has installed."""
     return [Package(p.name, p.version, p.source, p.source_version) for p in lock.system]
+
+
+def packages_of_sbom(path: Path) -> list[Package]:
+    """Return the Debian packages of a CycloneDX or SPDX document (JSON), by their package URLs.
+
+    The source is in the qualifier `upstream` (purl-spec, type deb), as name or name@version.
+    """
+    try:
+        raw = json.loads(path.read_text())
+        urls = [
+            *(c.get("purl") for c in raw.get("components", ())),
+            *(
+                r.get("referenceLocator")
+                for p in raw.get("packages", ())
+                for r in p.get("externalRefs", ())
+                if r.get("referenceType") == "purl"
+            ),
+        ]
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}") from e
+    except (ValueError, AttributeError, TypeError) as e:
+        raise UsageError(f"{path}: neither a CycloneDX nor an SPDX document: {e}") from e
+    found = [_of_purl(url) for url in urls if isinstance(url, str) and url.startswith("pkg:deb/")]
+    if not found:
+        raise UsageError(f"{path}: it names no Debian packages (pkg:deb/...)")
+    return found
+
+
+def _of_purl(url: str) -> Package:
+    head, _, query = url.partition("?")
+    name, _, version = head.rpartition("/")[2].partition("@")
+    name, version = unquote(name), unquote(version)
+    words = dict(w.split("=", 1) for w in query.split("&") if "=" in w)
+    source, _, other = unquote(words.get("upstream", "")).partition("@")
+    return Package(name, version, source or name, other or version)
 
 
 def packages_of_status(path: Path) -> list[Package]:

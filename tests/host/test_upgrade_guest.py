@@ -95,7 +95,7 @@ to() {
     ln -sfn "/srv/$1" /srv/repo
     sync
     say upgrading "$1"
-    tegu upgrade --json | tr -d '\n'
+    tegu upgrade --json 2>&1 | tr -d '\n'
     echo
     say upgraded "$1"
     systemctl reboot

@@ -98,6 +98,30 @@ def test_one_recipe_gives_both_formats_twice_the_same(write, tmp_path, store) ->
     assert done.returncode == 0, done.stdout
 
 
+@RPM
+def test_both_formats_hold_the_same_bytes(tmp_path, store) -> None:
+    deb_path, rpm_path = (
+        p.path for p in build_packages(find_recipe("tegu-tune"), tmp_path / "out", store)
+    )
+    with open_deb(deb_path) as deb:
+        ours = {f"/{i.name}": (c.read(), i.mode) for i, c in deb.data() if c is not None}
+    said = subprocess.run(
+        ["rpm", "-qp", "--dbpath", str(tmp_path / "db"), "--dump", rpm_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    # path size mtime digest mode owner group isconfig isdoc rdev symlink (rpm(8), --dump)
+    rows = {f[0]: f for f in (line.split() for line in said.splitlines()) if len(f[3]) == 64}
+    theirs = {name: (f[3], int(f[4], 8) & 0o7777, f[5], f[6]) for name, f in rows.items()}
+    documents = "/usr/share/doc/tegu-tune/changelog.gz"
+    assert {n for n in ours if n != documents} == set(theirs)
+    for name, (digest, mode, *owner) in theirs.items():
+        if set(digest) != {"0"}:
+            assert hashlib.sha256(ours[name][0]).hexdigest() == digest
+        assert (ours[name][1] & 0o7777, owner) == (mode, ["root", "root"])
+
+
 def test_steps_see_the_source_and_no_network_or_home(write, archive, tmp_path, store) -> None:
     recipe = write(f"""
 formats = ["deb"]

@@ -92,6 +92,12 @@ class Roots:
         """Remove a root; never the current one, what boots next, or the top."""
         if not name or name in (self.current, self.default()):
             raise UpgradeError(f"the root {name or 'at the top'} is in use and stays")
+        # While it ran, systemd may have made subvolumes in it (tmpfiles.d(5), v and q).
+        listed = _btrfs("subvolume", "list", "-o", self.path(name)).splitlines()
+        inside = [m[1] for line in listed if (m := re.search(r" path (\S.*)$", line.strip()))]
+        for path in sorted(inside, key=lambda p: -p.count("/")):
+            if path.startswith(f"{name}/"):
+                _btrfs("subvolume", "delete", self.top / path)
         _btrfs("subvolume", "delete", "--commit-after", self.path(name))
 
     def sync(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -88,7 +89,11 @@ def _begin(roots: Roots, to: str | None, say: Say) -> State | None:
         if not [u for u in apt.available() if not u.kernel]:
             return None
     _room(roots)
-    number = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    number = first = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    for more in itertools.count(1):
+        if not roots.path(f"{ROOTS}/{number}").exists():
+            break
+        number = f"{first}.{more}"
     for name in roots.names():
         # One way back is kept: the newest. The top of the file system cannot be removed.
         if name and name not in (roots.current, roots.default()):
@@ -181,6 +186,12 @@ def boot_begins() -> str:
             write_state(replace(state, status="trying"))
             _note(state, "trying")
             return "trying"
+        if roots.current == state.live and state.status == "upgrading":
+            # The snapshot was not yet what boots, so apt had not begun.
+            reason = "cut before anything was changed"
+            write_state(replace(state, status="rolled-back", reason=reason))
+            _note(state, "rolled back", reason)
+            return "rolled-back"
         if roots.current == state.live and state.status == "trying":
             # It was started again by hand, before it had proved well: still on trial.
             return "trying"

@@ -15,12 +15,15 @@ __all__ = [
     "MachineError",
     "PlanFailed",
     "ProbeError",
+    "RecipeError",
+    "ReleaseError",
     "RepositoryError",
     "SandboxError",
     "SolveError",
     "StoreError",
     "TeguError",
     "UnsupportedError",
+    "UpgradeError",
     "UsageError",
     "VerifyError",
 ]
@@ -128,3 +131,21 @@ class ProbeError(TeguError):
     """A probe could not be read, or a recording is not what it should be."""
 
     exit_code = 21
+
+
+class RecipeError(TeguError):
+    """A package's recipe is wrong; the message starts with `file:line: key` where it can."""
+
+    exit_code = 14
+
+
+class ReleaseError(TeguError):
+    """A release cannot be prepared, passed, signed or published; or its metadata was refused."""
+
+    exit_code = 15
+
+
+class UpgradeError(TeguError):
+    """The machine could not be upgraded or rolled back; the message says what it runs now."""
+
+    exit_code = 16

@@ -55,7 +55,10 @@ VERBS: dict[str, Verb] = {
         "Build the cloud kernel, keep it current, patch it while it runs.",
         "tegu.cli.kernel_host",
     ),
+    "pkg": Verb("tegu.cli.pkg", "app", "Build packages from recipes."),
     "repo": Verb("tegu.cli.repo", "app", "Publish apt and RPM repositories of your own."),
+    "release": Verb("tegu.cli.release", "app", "Put releases together, judge, publish them."),
+    "cve": Verb("tegu.cli.cve", "app", "List known vulnerabilities of a lock or a machine."),
     "gc": Verb("tegu.cli.store", "gc_app", "Free what no image or recent build needs."),
     "store": Verb("tegu.cli.store", "app", "Look at the store, verify what it holds."),
     "boot": Verb("tegu.cli.machine", "boot_app", "Boot an image in a machine."),
@@ -73,6 +76,9 @@ VERBS: dict[str, Verb] = {
     "heal": Verb("tegu.cli.heal", "app", "Repair what doctor finds, and check that it helped."),
     "agent": Verb("tegu.cli.agent", "app", "The resident doctor, and what it has seen."),
     "tune": Verb("tegu.cli.tune", "app", "Settings of a running machine, on any kernel."),
+    "upgrade": Verb("tegu.cli.upgrade", "upgrade_app", "Upgrade this machine, undoably."),
+    "rollback": Verb("tegu.cli.upgrade", "rollback_app", "Go back to before the last upgrade."),
+    "history": Verb("tegu.cli.upgrade", "history_app", "List the upgrades of this machine."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 
@@ -169,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # Verbs that run other programs for minutes, which must end with them.
-_LONG = frozenset({"build", "kernel", "lock"})
+_LONG = frozenset({"build", "kernel", "lock", "pkg", "release"})
 
 
 def _ended_by_signals(args: Sequence[str]) -> AbstractContextManager[object]:

@@ -56,3 +56,16 @@ def kernel(
             for k in kernels
         ],
     )
+
+
+@app.command("upgrade-boot", hidden=True, epilog="Example: tegu host upgrade-boot judge")
+def upgrade_boot(
+    what: str = typer.Argument(metavar="begin|judge", help="Which end of the boot it is."),
+) -> None:
+    """Begin or judge the boot that tries an upgrade; systemd calls this."""
+    from tegu.errors import UsageError
+    from tegu.host.upgrade import boot_begins, boot_proved
+
+    if what not in ("begin", "judge"):
+        raise UsageError(f"{what}: there are begin and judge")
+    print(boot_begins() if what == "begin" else boot_proved())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tegu.definition.architecture import ARCHITECTURES, Architecture, ArchitectureFacts, Firmware
 from tegu.definition.digest import digest, section_digests
 from tegu.definition.emit import to_json, to_toml
+from tegu.definition.identity import os_release
 from tegu.definition.loader import Examined, examine, examine_all, load
 from tegu.definition.models import Definition, File, Table, User
 from tegu.definition.overlay import OverlayEntry, overlay_entries
@@ -29,6 +30,7 @@ __all__ = [
     "examine",
     "examine_all",
     "load",
+    "os_release",
     "overlay_entries",
     "section_digests",
     "shipped_definition",

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from tegu.definition import Definition, File, overlay_entries
+from tegu.definition import Definition, File, os_release, overlay_entries
 from tegu.errors import BuildError
 from tegu.image.sandbox import Sandbox
 from tegu.image.users import add_users, owner_ids
@@ -51,28 +51,12 @@ def _put(path: Path, text: str | bytes, mode: int = 0o644) -> None:
 def _identity(box: Sandbox, definition: Definition, lock: Lock) -> None:
     system = definition.system
     root = box.root
-    pretty = system.pretty_name or f"{system.name} {system.version}"
-    day = lock.timestamp // 86400
-    fields = {
-        "PRETTY_NAME": pretty,
-        "NAME": system.pretty_name or system.name,
-        "ID": system.name,
-        "ID_LIKE": "debian",
-        "VERSION_ID": system.version,
-        "VERSION": system.version,
-        "BUILD_ID": f"{system.version}-{day}",
-        "IMAGE_ID": system.name,
-        "IMAGE_VERSION": system.version,
-        "HOME_URL": system.home_url,
-        "SUPPORT_URL": system.support_url,
-        "BUG_REPORT_URL": system.bug_url,
-    }
     # VERSION_CODENAME stays the base's: third-party repositories are chosen by it.
     base = _os_release(root / "usr/lib/os-release")
-    if "VERSION_CODENAME" in base:
-        fields["VERSION_CODENAME"] = base["VERSION_CODENAME"]
-    text = "".join(f'{k}="{v}"\n' for k, v in fields.items() if v)
-    if (root / "usr/bin/dpkg-divert").exists() and (root / "usr/lib/os-release").exists():
+    text = os_release(system, codename=base.get("VERSION_CODENAME"), day=lock.timestamp // 86400)
+    if _diverted(root):
+        pass  # a package of the image (tegu-release) does that, and moves it with each release
+    elif (root / "usr/bin/dpkg-divert").exists() and (root / "usr/lib/os-release").exists():
         # A diversion keeps the base's package from putting its own back on upgrade.
         box.run(
             [
@@ -102,6 +86,16 @@ def _identity(box: Sandbox, definition: Definition, lock: Lock) -> None:
     localtime = root / "etc/localtime"
     localtime.unlink(missing_ok=True)
     localtime.symlink_to(f"/usr/share/zoneinfo/{system.timezone}")
+
+
+def _diverted(root: Path) -> bool:
+    """Whether a package diverts os-release: it is in /var/lib/dpkg/diversions, by three lines."""
+    try:
+        lines = (root / "var/lib/dpkg/diversions").read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    found = zip(lines[::3], lines[2::3], strict=False)
+    return any(path == "/usr/lib/os-release" and owner != ":" for path, owner in found)
 
 
 def _os_release(path: Path) -> dict[str, str]:

@@ -52,7 +52,8 @@ class RpmHeader:
     """What a package says of itself.
 
     `architecture` is RPM's name ("x86_64", "noarch"); `requires`, `provides` and the like are in
-    its notation ("libelf.so.1()(64bit)", "kernel = 6.12"). `scripts` are by the names of rpm-spec
+    its notation ("libelf.so.1()(64bit)", "kernel = 6.12"). `config` are files that keep what the
+    machine's owner wrote. `scripts` are by the names of rpm-spec
     ("post", "preun"), run by /bin/sh.
     """
 
@@ -66,6 +67,11 @@ class RpmHeader:
     requires: tuple[str, ...] = ()
     provides: tuple[str, ...] = ()
     suggests: tuple[str, ...] = ()
+    recommends: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    obsoletes: tuple[str, ...] = ()
+    url: str | None = None
+    config: tuple[str, ...] = ()
     scripts: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -96,7 +102,7 @@ def write_rpm(
     with tempfile.TemporaryDirectory(prefix="tegu-rpm-") as temporary:
         work = Path(temporary)
         stage = work / "stage"
-        lines = _stage(stage, entries, timestamp)
+        lines = _stage(stage, entries, timestamp, frozenset(header.config))
         (work / "files").write_text("".join(lines), encoding="utf-8")
         (work / "package.spec").write_text(_spec(header, work, stage), encoding="utf-8")
         options = {
@@ -139,7 +145,9 @@ def write_rpm(
         return atomic_copy(work / "out/package.rpm", directory / header.file_name)
 
 
-def _stage(stage: Path, entries: Mapping[str, DebEntry], timestamp: int) -> list[str]:
+def _stage(
+    stage: Path, entries: Mapping[str, DebEntry], timestamp: int, config: frozenset[str]
+) -> list[str]:
     """Lay the files out below `stage`; returns the lines of the spec's list of files."""
     stage.mkdir()
     lines = ["%defattr(-, root, root, -)\n"]
@@ -149,7 +157,8 @@ def _stage(stage: Path, entries: Mapping[str, DebEntry], timestamp: int) -> list
         if entry.content is not None:
             place.write_bytes(entry.content)
             place.chmod(0o600 | entry.permissions & 0o777)  # readable to us; the spec has the mode
-            lines.append(f"{attributes} {_quoted(path)}\n")
+            kept = "%config(noreplace) " if path in config else ""
+            lines.append(f"{kept}{attributes} {_quoted(path)}\n")
         elif entry.target is not None:
             place.symlink_to(entry.target)
             lines.append(f"{_quoted(path)}\n")
@@ -187,7 +196,9 @@ def _spec(header: RpmHeader, work: Path, stage: Path) -> str:
     ]
     if header.architecture == "noarch":
         lines.append("BuildArch: noarch")
-    for tag in ("requires", "provides", "suggests"):
+    if header.url is not None:
+        lines.append(f"URL: {_line(header.url)}")
+    for tag in ("requires", "provides", "suggests", "recommends", "conflicts", "obsoletes"):
         lines += [f"{tag.capitalize()}: {_line(v)}" for v in getattr(header, tag)]
     lines += ["", "%description", _text(header.description), ""]
     lines += ["%prep", "%build", "%install", ""]

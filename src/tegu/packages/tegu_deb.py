@@ -12,6 +12,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tegu.packages.local import LocalPackage
     from tegu.store import Store
 
-__all__ = ["build_tegu_deb", "host_files", "host_half", "release_time"]
+__all__ = ["HostParts", "build_tegu_deb", "host_files", "host_half", "host_parts", "release_time"]
 
 ROOMS = ("boot", "heal", "host", "linux", "oci", "probe", "sandbox", "store", "tune")
 MODULES = (
@@ -48,6 +49,7 @@ MODULES = (
     "cli/probe.py",
     "cli/sandbox.py",
     "cli/tune.py",
+    "cli/upgrade.py",
 )
 # A new kernel, or a new command line, gets its boot file on the machine: kmod and busybox-static
 # are for its initrd, systemd-boot-efi has the UEFI stub.
@@ -64,6 +66,10 @@ from tegu.cli import main
 
 sys.exit(main())
 """
+# Where the system's Python does not look into Debian's directory.
+_OTHER_ENTRY = _ENTRY.replace(
+    "import sys\n", 'import sys\n\nsys.path.append("/usr/lib/python3/dist-packages")\n'
+)
 # Without the site module, which takes as long to load as what is needed.
 _OCI_ENTRY = """#!/usr/bin/python3 -IS
 import sys
@@ -74,6 +80,32 @@ from tegu.oci.entry import main
 
 sys.exit(main())
 """
+
+
+@dataclass(frozen=True, slots=True)
+class HostParts:
+    """What the package is made of: control fields, files, maintainer scripts by name."""
+
+    control: dict[str, str]
+    entries: list[DebEntry]
+    scripts: dict[str, str]
+
+
+def host_parts(timestamp: int, *, system_python: bool = True) -> HostParts:
+    """Return what the package is made of.
+
+    Without `system_python` it is for a system whose Python does not look into Debian's directory,
+    and has no maintainer scripts.
+    """
+    entries = list(_entries(timestamp))
+    if not system_python:
+        other = DebEntry("/usr/bin/tegu", _OTHER_ENTRY.encode(), mode=0o755)
+        debian = ("/usr/share/lintian/", "/usr/share/doc/tegu/changelog")
+        entries = [
+            other if e.path == other.path else e for e in entries if not e.path.startswith(debian)
+        ]
+        return HostParts(_control(), entries, {})
+    return HostParts(_control(), entries, _scripts(entries))
 
 
 def release_time() -> int:

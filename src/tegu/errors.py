@@ -15,11 +15,13 @@ __all__ = [
     "MachineError",
     "PlanFailed",
     "ProbeError",
+    "QosError",
     "RepositoryError",
     "SandboxError",
     "SolveError",
     "StoreError",
     "TeguError",
+    "TuneError",
     "UnsupportedError",
     "UsageError",
     "VerifyError",
@@ -128,3 +130,15 @@ class ProbeError(TeguError):
     """A probe could not be read, or a recording is not what it should be."""
 
     exit_code = 21
+
+
+class QosError(TeguError):
+    """A policy cannot be applied, held or undone on this machine as it is now."""
+
+    exit_code = 31
+
+
+class TuneError(TeguError):
+    """A profile of settings cannot be applied, proved or undone."""
+
+    exit_code = 32

@@ -69,6 +69,7 @@ VERBS: dict[str, Verb] = {
     "sandbox": Verb("tegu.cli.sandbox", "app", "Sandboxes: serve, look after, examine."),
     "kdump": Verb("tegu.cli.kdump", "app", "Crash dumps: on, off, tried and read."),
     "probe": Verb("tegu.cli.probe", "app", "Ask what slows this machine down, and who."),
+    "qos": Verb("tegu.cli.qos", "app", "Keep batch work from slowing latency-critical work."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

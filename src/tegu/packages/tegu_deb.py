@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_tegu_deb", "host_files", "host_half", "release_time"]
 
-ROOMS = ("boot", "host", "linux", "oci", "probe", "sandbox", "store")
+ROOMS = ("boot", "host", "linux", "oci", "probe", "qos", "sandbox", "store", "tune")
 MODULES = (
     "__init__.py",
     "__main__.py",
@@ -43,6 +43,7 @@ MODULES = (
     "cli/kernel_livepatch.py",
     "cli/output.py",
     "cli/probe.py",
+    "cli/qos.py",
     "cli/sandbox.py",
 )
 # A new kernel gets its initrd on the machine: kmod and busybox-static are for that.

@@ -1,0 +1,166 @@
+"""`tegu qos`: latency-critical and batch work on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tegu.qos.static import Step
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+_JSON = typer.Option(False, "--json", help="Print JSON.")
+_DEFAULT = Path("/etc/tegu/qos.toml")
+_Policy = Annotated[Path, typer.Argument(metavar="[POLICY]", help="The policy.")]
+
+
+@app.callback()
+def qos() -> None:
+    """Latency-critical and batch work on one machine, kept apart by cgroups."""
+
+
+@app.command(epilog="Example: tegu qos apply /etc/tegu/qos.toml")
+def apply(policy: _Policy = _DEFAULT, as_json: bool = _JSON) -> None:
+    """Write the static layer: shares that hold without any process of ours."""
+    from tegu.cli.output import note, print_json, print_table
+    from tegu.qos import Place, load_policy
+    from tegu.qos import apply as do
+
+    done = do(load_policy(policy), Place.here())
+    rows = [(*_words(s), "written") for s in done.written]
+    rows += [(*_words(s), "was so already") for s in done.kept]
+    if as_json:
+        print_json(
+            {
+                "members": done.members,
+                "steps": [
+                    dict(zip(("target", "value", "why", "done"), r, strict=True)) for r in rows
+                ],
+                "refused": [{"what": r.what, "why": r.why} for r in done.refused],
+                "restored": done.restored,
+            }
+        )
+        return
+    print_table(("what", "to", "why", ""), rows)
+    for refusal in done.refused:
+        note(f"{refusal.what}: unsupported: {refusal.why}")
+
+
+@app.command(epilog="Example: tegu qos explain /etc/tegu/qos.toml")
+def explain(policy: _Policy = _DEFAULT, as_json: bool = _JSON) -> None:
+    """Say what `apply` would do and why, and where shares would be lost; writes nothing."""
+    from tegu.cli.output import note, print_json, print_table
+    from tegu.qos import Place, load_policy
+    from tegu.qos.isolation import find_leaks
+
+    place = Place.here()
+    found, plan = place.plan(load_policy(policy))
+    rows = []
+    for step in plan.steps:
+        now = step.target.read()
+        rows.append(
+            (str(step.target), "gone" if now is None else now or "unset", *_words(step)[1:])
+        )
+    leaks = [leak.words() for leak in find_leaks(found, place.hierarchy)]
+    if as_json:
+        keys = ("target", "now", "value", "why")
+        print_json(
+            {
+                "members": found,
+                "steps": [dict(zip(keys, r, strict=True)) for r in rows],
+                "refused": [{"what": r.what, "why": r.why} for r in plan.refusals],
+                "leaks": leaks,
+            }
+        )
+        return
+    for name, groups in found.items():
+        print(f"{name}: {', '.join(groups) or 'nothing matches'}")
+    print_table(("what", "is", "would be", "why"), rows)
+    for refusal in plan.refusals:
+        note(f"{refusal.what}: unsupported: {refusal.why}")
+    for words in leaks:
+        note(words)
+
+
+@app.command(epilog="Example: tegu qos status --json")
+def status(as_json: bool = _JSON) -> None:
+    """Say what is in force: every value written here, what it was, and whether it still holds."""
+    from tegu.cli.output import print_json, print_table
+    from tegu.qos import Place
+
+    rows: list[tuple[str, str, str, str]] = []
+    entries = Place.here().journal.entries()
+    latest = {e.target: e for e in entries}
+    first = {e.target: e.before for e in reversed(entries)}
+    for target, entry in latest.items():
+        now = target.read()
+        holds = "gone" if now is None else "holds" if now == entry.after else f"is {now or 'unset'}"
+        if entry.after != "*":
+            rows.append((str(target), first[target] or "unset", entry.after or "unset", holds))
+    if as_json:
+        keys = ("target", "before", "value", "state")
+        print_json([dict(zip(keys, r, strict=True)) for r in rows])
+        return
+    if not rows:
+        print("nothing is applied")
+        return
+    print_table(("what", "before", "to", "now"), rows)
+
+
+@app.command(epilog="Example: tegu qos undo")
+def undo(
+    force: bool = typer.Option(False, "--force", help="Also what others have changed since."),
+    as_json: bool = _JSON,
+) -> None:
+    """Restore every value as it was before."""
+    from dataclasses import asdict
+
+    from tegu.cli.output import note, print_json
+    from tegu.errors import QosError
+    from tegu.qos import Place
+    from tegu.qos import undo as do
+
+    done = do(Place.here(), force=force)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        print(f"{len(done.restored)} restored, {len(done.gone)} gone meanwhile")
+    for words in done.conflicts:
+        note(f"left alone: {words}")
+    if done.failed:
+        raise QosError(f"not restored: {'; '.join(done.failed)}", hint="run it again")
+
+
+@app.command(
+    epilog="Example: tegu qos run --class batch -- make -j4",
+    context_settings={"ignore_unknown_options": True},
+)
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")],
+    class_name: str = typer.Option("batch", "--class", help="latency, normal or batch."),
+    policy: str = typer.Option("", "--policy", metavar="FILE", help="Whose settings; else ours."),
+) -> None:
+    """Run a command in a class; ends with its exit code."""
+    from tegu.errors import UsageError
+    from tegu.linux.cgroup2 import find_hierarchy
+    from tegu.qos import load_policy, parse_policy
+    from tegu.qos.launch import run_in_class
+    from tegu.qos.policy import CLASSES
+
+    chosen = next((n for n in CLASSES if n == class_name), None)
+    if chosen is None:
+        raise UsageError(f"--class: {class_name!r} is none of {', '.join(CLASSES)}")
+    settings = (
+        load_policy(Path(policy))
+        if policy
+        else parse_policy('[batch]\nmatch = ["slice:tegu-batch"]\n', "the defaults")
+    )
+    raise typer.Exit(run_in_class(command, settings.classes[chosen], find_hierarchy()))
+
+
+def _words(step: Step) -> tuple[str, str, str]:
+    return str(step.target), step.value, step.why

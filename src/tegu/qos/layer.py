@@ -13,8 +13,9 @@ from tegu.qos.match import members
 from tegu.qos.owner import Owner
 from tegu.qos.policy import ClassName, Policy
 from tegu.qos.static import Plan, Step, make_plan
+from tegu.qos.targets import Target
 
-__all__ = ["Applied", "Place", "apply", "undo"]
+__all__ = ["Applied", "Place", "apply", "apply_locked", "undo"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def apply(policy: Policy, place: Place) -> Applied:
         return apply_locked(policy, place)
 
 
-def apply_locked(policy: Policy, place: Place) -> Applied:
-    """As `apply`, for one who holds the lock."""
+def apply_locked(policy: Policy, place: Place, *, keep: frozenset[Target] = frozenset()) -> Applied:
+    """As `apply`, for one who holds the lock; `keep` is not restored though it is not planned."""
     found, plan = place.plan(policy)
     journal = place.journal
     done = Applied(found, refused=list(plan.refusals))
@@ -70,7 +71,7 @@ def apply_locked(policy: Policy, place: Place) -> Applied:
             f"{policy.source}: nothing on this machine matches",
             hint="`tegu qos explain` shows what was looked for",
         )
-    wanted = plan.targets()
+    wanted = plan.targets() | keep
     former = {e.target for e in journal.entries()}
     if former - wanted:
         done.restored = journal.undo(only=lambda t: t not in wanted).restored

@@ -176,6 +176,13 @@ class PropertyTarget:
         return {"unit": self.unit, "name": self.name}
 
 
+def _seconds(text: str) -> float:
+    """Return seconds of a time span as systemd prints it: 1s 500ms."""
+    units = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+    found = re.findall(r"([0-9.]+)(us|ms|s|min)", text)
+    return sum(float(number) * units[unit] for number, unit in found)
+
+
 Target = FileTarget | PropertyTarget
 
 

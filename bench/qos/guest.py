@@ -1,7 +1,8 @@
 """The guest of bench/qos: one processor whose time follows instructions, all in an initramfs.
 
 QEMU's TCG with -icount (see bench/boot/guest.py): a tick of the guest's clock is an instruction, so
-the host's load changes nothing. The kernel is the stock one of Debian 13 (it has null_blk, a block
+the host's load changes nothing; an idle guest jumps to its next timer (`sleep=off`), and nothing
+here waits for anything but timers. The kernel is the stock one of Debian 13 (it has null_blk, a block
 device with a fixed latency); programs are this machine's own, with the libraries that ldd(1) names.
 """
 
@@ -85,7 +86,7 @@ class Lab:
                     *("-machine", "q35", "-accel", "tcg,thread=single", "-cpu", CPU, "-smp", "1"),
                     *("-icount", f"shift={SHIFT},sleep=off", "-m", f"{memory}M"),
                     *("-serial", f"file:{console}", "-kernel", self.kernel, "-initrd", initrd),
-                    *("-append", "console=ttyS0 quiet idle=poll panic=-1 mitigations=off"),
+                    *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
                 ],
                 timeout=TIMEOUT,
             )

@@ -71,6 +71,17 @@ class Peer:
             (self.group / "cpu.max").write_text(f"{self.quota} {CAPACITY}")
 
 
+def serve(s: dict[str, Any], groups: bool) -> subprocess.Popen[str] | None:
+    """Start the server, if the load has one, and fill it."""
+    if "server" not in s:
+        return None
+    server = start(s["server"], "web" if groups else None)
+    time.sleep(1)
+    for command in s["fill"]:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return server
+
+
 def trial(s: dict[str, Any], control: dict[str, Any]) -> None:
     """Measure one control: groups, latency client, batch work, what the controller did."""
     groups = control["groups"]
@@ -85,12 +96,7 @@ def trial(s: dict[str, Any], control: dict[str, Any]) -> None:
         applied = apply(policy, place)
         for refusal in applied.refused:
             say("refused", what=refusal.what, why=refusal.why)
-    server = None
-    if "server" in s:
-        server = start(s["server"], "web" if groups else None)
-        time.sleep(1)
-        for command in s["fill"]:
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    server = serve(s, groups)
     batch = []
     if control["name"] != "alone":
         batch = [start(s["batch"], "batch" if groups else None)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -164,3 +164,104 @@ def run(
 
 def _words(step: Step) -> tuple[str, str, str]:
     return str(step.target), step.value, step.why
+
+
+@app.command(epilog="Example: tegu qos serve /etc/tegu/qos.toml --listen 127.0.0.1:9871")
+def serve(
+    policy: _Policy = _DEFAULT,
+    listen: str = typer.Option("", metavar="HOST:PORT", help="Answer Prometheus here."),
+) -> None:
+    """Keep the policy's p99: the static layer, and limits on batch that follow the feed.
+
+    tegu-qos.service runs it. Everything is restored when it ends.
+    """
+    import signal
+    import threading
+
+    from tegu.qos import Place, load_policy
+    from tegu.qos.daemon import serve as keep
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    keep(load_policy(policy), Place.here(), stop, listen)
+
+
+@app.command(epilog="Example: tegu qos simulate policy.toml windows.jsonl")
+def simulate(
+    policy: _Policy,
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="One reading a line, as JSON.")],
+    as_json: bool = _JSON,
+) -> None:
+    """Say what the feedback layer would have decided for recorded windows; writes nothing.
+
+    A line is `{"p99": seconds, "samples": n, "pressure": {"cpu": percent}}`; `{}` is a window in
+    which the feed said nothing.
+    """
+    from tegu.cli.output import print_json, print_table
+    from tegu.qos import load_policy
+    from tegu.qos.simulate import simulate as run_through
+
+    rows: list[dict[str, Any]] = [
+        {
+            "window": number,
+            "p99": p99,
+            "state": decision.state,
+            "why": decision.why,
+            "knobs": dict(decision.knobs),
+        }
+        for number, (p99, decision) in enumerate(run_through(load_policy(policy), trace), start=1)
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("window", "p99", "knobs", "state", "why"),
+        [
+            (
+                r["window"],
+                "" if r["p99"] is None else f"{r['p99'] * 1e3:.3f} ms",
+                " ".join(f"{k} {v:.0%}" for k, v in r["knobs"].items()),
+                r["state"],
+                r["why"],
+            )
+            for r in rows
+        ],
+    )
+
+
+@app.command(epilog="Example: tegu qos top")
+def top(
+    once: bool = typer.Option(False, "--once", help="Print one state and end."),
+    as_json: bool = _JSON,
+) -> None:
+    """Watch the loop: p99 against the objective, pressure, what batch may have, over time."""
+    import sys
+    import time
+
+    from tegu.cli.output import print_json
+    from tegu.errors import QosError
+    from tegu.qos import Journal
+    from tegu.qos.exposition import read_state
+    from tegu.qos.view import History, render
+
+    path = Journal().path.with_suffix(".state")
+    state = read_state(path)
+    if state is None:
+        raise QosError("no loop runs here", hint="systemctl start tegu-qos, or `tegu qos serve`")
+    if as_json:
+        print_json(state)
+        return
+    history = History()
+    history.add(state)
+    if once or not sys.stdout.isatty():
+        print(render(history))
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(Text(render(history)), refresh_per_second=2) as live:
+        while (state := read_state(path)) is not None:
+            history.add(state)
+            live.update(Text(render(history)))
+            time.sleep(1)

@@ -18,6 +18,7 @@ from tegu.errors import DefinitionError
 
 __all__ = [
     "CLASSES",
+    "KNOBS",
     "ClassName",
     "ClassPolicy",
     "Feed",

@@ -18,6 +18,7 @@ __all__ = [
     "QosError",
     "RepositoryError",
     "SandboxError",
+    "SettingError",
     "SolveError",
     "StoreError",
     "TeguError",
@@ -132,13 +133,19 @@ class ProbeError(TeguError):
     exit_code = 21
 
 
-class QosError(TeguError):
+class SettingError(TeguError):
+    """A value of the kernel or of systemd cannot be read, written, noted or restored."""
+
+    exit_code = 30
+
+
+class QosError(SettingError):
     """A policy cannot be applied, held or undone on this machine as it is now."""
 
     exit_code = 31
 
 
-class TuneError(TeguError):
+class TuneError(SettingError):
     """A profile of settings cannot be applied, proved or undone."""
 
     exit_code = 32

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tegu.linux import settings as settings_module
 from tegu.linux.cgroup2 import Hierarchy
 from tegu.qos import Journal, Place
-from tegu.qos import targets as targets_module
 
 FILES = {
     "cpu.weight": "100\n",
@@ -135,7 +135,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         (disk / name).write_text(text + "\n")
     journal = Journal(tmp_path / "run")
     made = Fake(tmp_path, Place(Hierarchy(root), journal, tmp_path / "block", tmp_path / "root"))
-    monkeypatch.setattr(targets_module, "write_once", made.write)
+    monkeypatch.setattr(settings_module, "write_once", made.write)
     note = Journal.note
 
     def noted(self: Journal, *args: object) -> None:

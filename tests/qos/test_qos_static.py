@@ -8,7 +8,7 @@ import signal
 import pytest
 from tests.qos.fake import Fake, chosen, in_child
 
-from tegu.errors import QosError, UnsupportedError
+from tegu.errors import QosError, SettingError, UnsupportedError
 from tegu.qos import Policy, apply, parse_policy, undo
 from tegu.qos.isolation import find_leaks
 
@@ -111,7 +111,7 @@ def test_a_line_that_was_cut_off(fake: Fake, policy: Policy) -> None:
     undo(fake.place)
     assert fake.snapshot() == before
     path.write_text("not json\n")
-    with pytest.raises(QosError, match=r"qos.journal:1 is damaged"):
+    with pytest.raises(SettingError, match=r"qos.journal:1 is damaged"):
         undo(fake.place)
 
 
@@ -211,7 +211,7 @@ def test_two_classes_and_no_match(fake: Fake) -> None:
 
 
 def test_only_one_at_a_time(fake: Fake, policy: Policy) -> None:
-    with fake.place.journal.locked(), pytest.raises(QosError, match="another tegu is at work"):
+    with fake.place.journal.locked(), pytest.raises(SettingError, match="another tegu is at work"):
         apply(policy, fake.place)
 
 

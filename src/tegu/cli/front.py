@@ -70,6 +70,7 @@ VERBS: dict[str, Verb] = {
     "kdump": Verb("tegu.cli.kdump", "app", "Crash dumps: on, off, tried and read."),
     "probe": Verb("tegu.cli.probe", "app", "Ask what slows this machine down, and who."),
     "qos": Verb("tegu.cli.qos", "app", "Keep batch work from slowing latency-critical work."),
+    "tune": Verb("tegu.cli.tune", "app", "Settings with receipts: apply, verify, undo, prove."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

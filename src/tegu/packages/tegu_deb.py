@@ -45,6 +45,8 @@ MODULES = (
     "cli/probe.py",
     "cli/qos.py",
     "cli/sandbox.py",
+    "cli/tune.py",
+    "cli/tune.py",
 )
 # A new kernel gets its initrd on the machine: kmod and busybox-static are for that.
 _DEPENDS = (

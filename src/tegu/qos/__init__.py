@@ -8,7 +8,7 @@ within the policy's floor and ceiling, as the latency class's own figures say.
 
 from __future__ import annotations
 
-from tegu.qos.journal import Journal, Restored
+from tegu.linux.journal import Journal, Restored
 from tegu.qos.layer import Applied, Place, apply, undo
 from tegu.qos.policy import Policy, load_policy, parse_policy
 

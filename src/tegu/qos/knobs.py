@@ -11,12 +11,12 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from tegu.errors import QosError, UnsupportedError
+from tegu.errors import SettingError, UnsupportedError
+from tegu.linux.settings import FileTarget, PropertyTarget, Target
 from tegu.qos.devices import devices
 from tegu.qos.layer import Place
 from tegu.qos.owner import Owner
 from tegu.qos.policy import Knob, Loop
-from tegu.qos.targets import FileTarget, PropertyTarget, Target
 
 __all__ = ["Knobs"]
 
@@ -99,7 +99,7 @@ class Knobs:
 
     def _memory(self, now: float, target: Target, group: str, wanted: int) -> str | None:
         """Return the next memory.high on the way to `wanted`, or None when it is not time yet."""
-        with suppress(QosError, ValueError, OSError):
+        with suppress(SettingError, ValueError, OSError):
             folder = self.place.hierarchy.directory(group)
             used = int((folder / "memory.current").read_text())
             text = target.read() or "max"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tegu.errors import QosError
 from tegu.linux.cgroup2 import Hierarchy, find_hierarchy
+from tegu.linux.journal import Journal, Restored
+from tegu.linux.settings import Target
 from tegu.qos.devices import Refusal
-from tegu.qos.journal import Journal, Restored
 from tegu.qos.match import members
 from tegu.qos.owner import Owner
 from tegu.qos.policy import ClassName, Policy
 from tegu.qos.static import Plan, Step, make_plan
-from tegu.qos.targets import Target
 
 __all__ = ["Applied", "Place", "apply", "apply_locked", "undo"]
 

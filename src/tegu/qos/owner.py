@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tegu.linux.cgroup2 import Hierarchy
-from tegu.qos.targets import FileTarget, PropertyTarget, Target
+from tegu.linux.settings import FileTarget, PropertyTarget, Target
 
 __all__ = ["Owner"]
 

@@ -7,13 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tegu.errors import QosError
+from tegu.errors import SettingError
 from tegu.linux.cgroup2 import Hierarchy
+from tegu.linux.journal import ANY
+from tegu.linux.settings import FileTarget, PropertyTarget, Target
 from tegu.qos.devices import Device, Refusal, choose, devices
-from tegu.qos.journal import ANY
 from tegu.qos.owner import Owner
 from tegu.qos.policy import ClassName, ClassPolicy, IoChoice, Policy
-from tegu.qos.targets import FileTarget, PropertyTarget, Target
 
 __all__ = ["Plan", "Step", "bfq_weight", "make_plan"]
 
@@ -212,7 +212,7 @@ def _use_bfq(device: Device, why: str) -> list[Step]:
     tuned: list[tuple[Target, str]] = []
     for file in sorted((queue / "iosched").glob("*")) if device.scheduler != "bfq" else []:
         target = FileTarget(file)
-        with suppress(QosError):  # write-only
+        with suppress(SettingError):  # write-only
             if target.read() is not None:
                 tuned.append((target, ANY))
     steps = [Step(FileTarget(queue / "scheduler", "choice"), "bfq", why, tuple(tuned))]

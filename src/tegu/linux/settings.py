@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tegu.errors import QosError
+from tegu.errors import SettingError
 from tegu.files import write_atomic
 from tegu.linux.cgroup2 import write_once
 from tegu.process import CommandError, run
 
-__all__ = ["FileTarget", "PropertyTarget", "Target", "target_from"]
+__all__ = ["ABSENT", "FileTarget", "Form", "PropertyTarget", "Target", "target_from"]
 
-Form = Literal["flat", "bytes", "keyed", "member", "choice", "made"]
+Form = Literal["flat", "bytes", "keyed", "member", "choice", "content"]
+_FORMS = ("flat", "bytes", "keyed", "member", "choice", "content")
+ABSENT = "-"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CONTROL = Path("/run/systemd/system.control")
 _IO_LIMITS = ("rbps", "wbps", "riops", "wiops")
@@ -32,8 +34,8 @@ class FileTarget:
 
     `form`: flat is the whole file; bytes a number that the kernel rounds to pages, or max; keyed
     the line that begins with `key` (io.max, io.weight); member whether `key` is in the list
-    (cgroup.subtree_control: "+" or "-"); choice the name in brackets (queue/scheduler); made a
-    group's directory itself ("yes" or "no").
+    (cgroup.subtree_control: "+" or "-"); choice the name in brackets (queue/scheduler); content an
+    ordinary file as a whole, `=` and its text, or `-` when there is none.
     """
 
     path: Path
@@ -45,16 +47,19 @@ class FileTarget:
 
     def read(self) -> str | None:
         """Return the value in canonical form; None when the file is gone."""
-        if self.form == "made":
-            return "yes" if self.path.is_dir() else "no"
         try:
-            text = self.path.read_text().strip()
+            text = self.path.read_text()
         except FileNotFoundError:
-            return None
+            return ABSENT if self.form == "content" else None
         except OSError as e:
             if e.errno == 19:  # ENODEV: the group was removed while its file was open
                 return None
-            raise QosError(f"cannot read {self.path}: {e.strerror}") from e
+            raise SettingError(f"cannot read {self.path}: {e.strerror}") from e
+        except UnicodeDecodeError as e:
+            raise SettingError(f"cannot read {self.path}: it is not text") from e
+        if self.form == "content":
+            return f"={text}"
+        text = text.strip()
         if self.form == "keyed":
             for line in text.splitlines():
                 name, _, rest = line.partition(" ")
@@ -70,6 +75,8 @@ class FileTarget:
 
     def canonical(self, value: str) -> str:
         """Return `value` as `read` would after it was written."""
+        if self.form == "content":
+            return value
         value = " ".join(value.split())
         if self.form == "bytes" and value.isdigit():
             return str(int(value) // _PAGE * _PAGE)
@@ -82,11 +89,11 @@ class FileTarget:
 
     def write(self, value: str) -> None:
         """Write a canonical value; raises OSError, FileNotFoundError when the group is gone."""
-        if self.form == "made":
-            if value == "yes":
-                self.path.mkdir(exist_ok=True)
-            elif self.path.is_dir():
-                self.path.rmdir()
+        if self.form == "content":
+            if value == ABSENT:
+                self.path.unlink(missing_ok=True)
+            else:
+                write_atomic(self.path, value[1:])
             return
         if self.form == "member":
             write_once(self.path, f"{value}{self.key}")
@@ -191,6 +198,6 @@ def target_from(raw: dict[str, Any]) -> Target:
     if "unit" in raw:
         return PropertyTarget(str(raw["unit"]), str(raw["name"]))
     form = raw["form"]
-    if form not in ("flat", "bytes", "keyed", "member", "choice", "made"):
+    if form not in _FORMS:
         raise ValueError(f"no such form: {form}")
     return FileTarget(Path(raw["path"]), form, str(raw["key"]))

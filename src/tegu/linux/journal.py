@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tegu.errors import QosError
-from tegu.qos.targets import PropertyTarget, Target, target_from
+from tegu.errors import SettingError
+from tegu.linux.settings import PropertyTarget, Target, target_from
 
 __all__ = ["ANY", "RUN", "Entry", "Journal", "Restored"]
 
@@ -56,14 +56,14 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep others out for the length of the block; raises QosError when one is at work."""
+        """Keep others out for the length of the block; raises SettingError when one is at work."""
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise QosError(
+                raise SettingError(
                     f"another tegu is at work here ({self._lock} is locked)",
                     hint="stop tegu-qos.service first, or wait",
                 ) from None
@@ -72,13 +72,13 @@ class Journal:
             os.close(fd)
 
     def entries(self) -> list[Entry]:
-        """Return what is noted, oldest first; raises QosError when the file is not a journal."""
+        """Return what is noted, oldest first; raises SettingError when it is no journal."""
         try:
             lines = self.path.read_text().split("\n")
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as e:
-            raise QosError(f"cannot read {self.path}: {e}") from e
+            raise SettingError(f"cannot read {self.path}: {e}") from e
         found = []
         for number, line in enumerate(lines[:-1], start=1):  # what has no newline was cut off
             try:
@@ -91,7 +91,7 @@ class Journal:
                     raw.get("kept"),
                 )
             except (ValueError, KeyError, TypeError) as e:
-                raise QosError(
+                raise SettingError(
                     f"{self.path}:{number} is damaged: {e}",
                     hint="nothing was undone; a reboot restores every setting",
                 ) from e

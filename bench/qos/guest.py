@@ -2,8 +2,8 @@
 
 QEMU's TCG with -icount (see bench/boot/guest.py): a tick of the guest's clock is an instruction, so
 the host's load changes nothing; an idle guest jumps to its next timer (`sleep=off`), and nothing
-here waits for anything but timers. The kernel is the stock one of Debian 13 (it has null_blk, a block
-device with a fixed latency); programs are this machine's own, with the libraries that ldd(1) names.
+here waits for anything but timers. The kernel is the stock one of Debian 13 (it has null_blk, a
+block device with a fixed latency); programs are this machine's own, with what ldd(1) names.
 """
 
 from __future__ import annotations

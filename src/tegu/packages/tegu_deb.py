@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tegu
+from tegu.definition.shipped import shipped_directory
 from tegu.errors import BuildError
 from tegu.packages.deb_write import DebEntry, stored_gzip, write_deb
 
@@ -45,7 +46,6 @@ MODULES = (
     "cli/probe.py",
     "cli/qos.py",
     "cli/sandbox.py",
-    "cli/tune.py",
     "cli/tune.py",
 )
 # A new kernel gets its initrd on the machine: kmod and busybox-static are for that.
@@ -150,6 +150,8 @@ def host_files() -> Iterator[tuple[str, bytes]]:
             if relative.parts[:2] == ("probe", "bpf") and not path.name.endswith(".o"):
                 continue  # compiled already
             yield str(relative), path.read_bytes()
+    for path in sorted((shipped_directory() / "tune").glob("*.toml")):
+        yield f"distro/tune/{path.name}", path.read_bytes()
 
 
 def _source() -> Path:

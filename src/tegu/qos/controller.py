@@ -3,7 +3,7 @@
 slack = (SLO - p99) / SLO. Below 0 the knob of the resource under most pressure is halved, and left
 alone for the cool-down; if that did not help, it is given back and the next one is tried. Above 0.2
 for three windows in a row, the knob gets 5 % of its range back. Between, nothing moves. Without a
-feed that can be believed, every knob goes to its safe value.
+feed that can be believed, every knob goes to its safe value, and back when there is one again.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Controller:
     _tried: list[Knob] = field(default_factory=list)
     _cool_until: float = float("-inf")
     _good: int = 0
+    _trusted: dict[Knob, float] = field(default_factory=dict)
+    """What the knobs were when the feed was last believed; not empty while it is not."""
     _seen: tuple[float, float] = (-1.0, -1.0)
     _same: int = 0
 
@@ -73,6 +75,10 @@ class Controller:
         if reading.samples is not None and reading.samples < self.loop.samples:
             self._good = 0
             return self._decide("waiting", f"{reading.samples} samples in this window are too few")
+        if self._trusted:
+            # The caps were for want of knowledge, not for lateness.
+            self.knobs.update(self._trusted)
+            self._trusted = {}
         slack = (self.slo - reading.p99) / self.slo
         if slack < 0:
             self._good = 0
@@ -89,6 +95,7 @@ class Controller:
         return self._grow(slack)
 
     def _safe(self, why: str) -> Decision:
+        self._trusted = self._trusted or dict(self.knobs)
         for knob, value in self.knobs.items():
             self.knobs[knob] = min(value, self.loop.safe)
         self._good, self._last = 0, None

@@ -216,7 +216,9 @@ def _use_bfq(device: Device, why: str) -> list[Step]:
             if target.read() is not None:
                 tuned.append((target, ANY))
     steps = [Step(FileTarget(queue / "scheduler", "choice"), "bfq", why, tuple(tuned))]
-    steps.append(
-        Step(FileTarget(queue / "iosched/slice_idle"), "0", "a group that pauses holds nobody up")
-    )
+    for name, reason in (
+        ("slice_idle", "a group that pauses holds nobody up"),
+        ("low_latency", "weights decide, not guesses at who is interactive"),
+    ):
+        steps.append(Step(FileTarget(queue / "iosched" / name), "0", reason))
     return steps

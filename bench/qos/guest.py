@@ -32,7 +32,16 @@ SHIFT = 2
 """Nanoseconds of an instruction, as a power of two."""
 TIMEOUT = 3000.0
 MODULES = ("null_blk", "bfq")
-PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
+REDIS = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
+FILE_SYSTEMS = (
+    "xfsprogs",
+    "btrfs-progs",
+    "libinih1",
+    "liburcu8",
+    "libedit2",
+    "liblzo2-2",
+    "libbsd0",
+)
 PYTHON = Path("/usr/bin/python3")
 _LEFT_OUT = re.compile(
     r"/(test|tests|idlelib|tkinter|lib2to3|ensurepip|unittest|pydoc_data|config-3[^/]*|distutils|"
@@ -47,7 +56,7 @@ busybox mount -t tmpfs run /run
 busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup -o memory_recursiveprot
 busybox ifconfig lo up
 MODULES
-PYTHONPATH=/tegu PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 -S /inside.py 2>&1
+PYTHONPATH=/tegu PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 -S /SCRIPT 2>&1
 echo "@@ {\\"name\\": \\"exit\\"}"
 busybox poweroff -f
 """
@@ -62,7 +71,12 @@ class Lab:
     modules: Sequence[str]
 
     def ask(
-        self, scenario: Mapping[str, Any], *, memory: int, null_blk: str = ""
+        self,
+        scenario: Mapping[str, Any],
+        *,
+        memory: int,
+        null_blk: str = "",
+        script: str = "inside.py",
     ) -> list[dict[str, Any]]:
         """Boot, run the scenario, return what was said; raises BenchError when it did not end."""
         archive = Archive(0)
@@ -74,7 +88,8 @@ class Lab:
             f"busybox insmod /modules/{m}.ko {null_blk if m == 'null_blk' else ''}"
             for m in self.modules
         ]
-        archive.file("init", INIT.replace("MODULES", "\n".join(loads)).encode(), 0o755)
+        text = INIT.replace("MODULES", "\n".join(loads)).replace("SCRIPT", script)
+        archive.file("init", text.encode(), 0o755)
         archive.file("scenario.json", json.dumps(scenario).encode())
         with tempfile.TemporaryDirectory(prefix="qos-") as folder:
             initrd, console = Path(folder) / "initrd", Path(folder) / "console"
@@ -97,8 +112,8 @@ class Lab:
         return said
 
 
-def prepare(cache: Path, scratch: Path) -> Lab:
-    """Gather kernel, modules, programs."""
+def prepare(cache: Path, scratch: Path, *, file_systems: bool = False) -> Lab:
+    """Gather kernel, modules, programs; `file_systems`: those for the proof of writeback."""
     image = stock.build(stock.CLOUD, cache)
     tree = scratch / "stock"
     (tree / "usr/lib").mkdir(parents=True)
@@ -106,7 +121,8 @@ def prepare(cache: Path, scratch: Path) -> Lab:
     source = f"{image.disk}?offset={2**20}"
     run([debugfs, "-R", f"rdump /usr/lib/modules {tree / 'usr/lib'}", source], timeout=300)
     (version,) = [p.name for p in (tree / "usr/lib/modules").iterdir()]
-    closure = ModuleTree(tree, version).closure(MODULES)
+    wanted = ("null_blk", "ext4", "xfs", "btrfs") if file_systems else MODULES
+    closure = ModuleTree(tree, version).closure(wanted)
     files: dict[str, tuple[bytes, int]] = {}
     for module in closure:
         data = ModuleTree(tree, version).read(module)
@@ -117,13 +133,20 @@ def prepare(cache: Path, scratch: Path) -> Lab:
     run([gcc, "-O2", "-static", "-pthread", "-o", work, source_file], timeout=120)
     files["bin/work"] = (work.read_bytes(), 0o755)
     files["bin/busybox"] = (Path(require("busybox", package="busybox-static")).read_bytes(), 0o755)
-    files["inside.py"] = (Path(__file__).with_name("inside.py").read_bytes(), 0o644)
+    for name in ("inside.py", "writeback_inside.py"):
+        files[name] = (Path(__file__).with_name(name).read_bytes(), 0o644)
     for name, data in host_files():
         if not name.startswith(("probe/bpf", "oci/", "sandbox/", "cli/")):
             files[f"tegu/tegu/{name}"] = (data, 0o644)
-    redis = _redis(cache)
-    libraries = redis / "usr/lib/x86_64-linux-gnu"
-    for program in (redis / "usr/bin/redis-server", redis / "usr/bin/redis-cli", PYTHON):
+    if file_systems:
+        found = _unpacked(cache, "qos-mkfs", FILE_SYSTEMS)
+        programs = [found / "sbin/mkfs.xfs", found / "sbin/mkfs.btrfs"]
+        programs.append(Path(require("mkfs.ext4", package="e2fsprogs")))
+    else:
+        found = _unpacked(cache, "qos-redis", REDIS)
+        programs = [found / "usr/bin/redis-server", found / "usr/bin/redis-cli"]
+    libraries = found / "usr/lib/x86_64-linux-gnu"
+    for program in (*programs, PYTHON):
         for path, data in _with_libraries(program, libraries):
             files[path] = (data, 0o755)
     for path, data in _standard_library(libraries):
@@ -131,13 +154,13 @@ def prepare(cache: Path, scratch: Path) -> Lab:
     return Lab(image.kernel, files, [m.name for m in closure])
 
 
-def _redis(cache: Path) -> Path:
-    """Return the distribution's redis, unpacked; it is not installed on this machine."""
-    folder = cache / "qos-redis"
+def _unpacked(cache: Path, name: str, packages: Sequence[str]) -> Path:
+    """Return the distribution's packages, unpacked; they are not installed on this machine."""
+    folder = cache / name
     if not folder.is_dir():
-        with tempfile.TemporaryDirectory(prefix="redis-", dir=cache) as name:
-            new = Path(name)
-            run(["apt-get", "download", *PACKAGES], cwd=new, timeout=300)
+        with tempfile.TemporaryDirectory(prefix="packages-", dir=cache) as scratch:
+            new = Path(scratch)
+            run(["apt-get", "download", *packages], cwd=new, timeout=300)
             for deb in sorted(new.glob("*.deb")):
                 run(["dpkg-deb", "-x", deb, new / "tree"])
             (new / "tree").rename(folder)

@@ -29,7 +29,7 @@ CPU_LOAD: Scenario = {
     "fill": [["/usr/bin/redis-cli", "SET", "key", "x" * 100]],
     "client": ["/bin/work", "get", "6379", "PHASES", "FEED"],
     "batch": ["/bin/work", "spin", "4"],
-    "phases": "1200:5",
+    "phases": "1200:4",
 }
 IO_LOAD: Scenario = {
     "client": ["/bin/work", "read", "/dev/nullb0", "PHASES", "FEED"],

@@ -321,7 +321,7 @@ static int map(const char *path, long mib, int pages, char *table, const char *f
 
 /* Batch work: counts until SIGTERM, and prints {"done": N, "seconds": S}. */
 static volatile sig_atomic_t ended;
-static u64 counts[256];
+static volatile u64 counts[256];
 
 static void end(int number)
 {

@@ -265,3 +265,26 @@ def top(
             history.add(state)
             live.update(Text(render(history)))
             time.sleep(1)
+
+
+@app.command(epilog="Example: tegu qos doctor /etc/tegu/qos.toml")
+def doctor(policy: _Policy = _DEFAULT, as_json: bool = _JSON) -> None:
+    """Say where a policy cannot do what it promises: lost shares, writes that belong to nobody."""
+    from tegu.cli.output import print_json, print_table
+    from tegu.qos import Place, load_policy
+    from tegu.qos.isolation import find_leaks
+    from tegu.qos.writeback import find_gaps
+
+    place = Place.here()
+    found, plan = place.plan(load_policy(policy))
+    rows = [(r.what, r.why, "") for r in plan.refusals]
+    rows += [(leak.batch, leak.words(), "") for leak in find_leaks(found, place.hierarchy)]
+    groups = [g for name in ("latency", "batch") for g in found[name]]  # type: ignore[index]
+    rows += [
+        (gap.where, f"buffered writes are charged to nobody: {gap.why}", gap.remedy)
+        for gap in find_gaps(place.hierarchy, groups)
+    ]
+    if as_json:
+        print_json([dict(zip(("where", "finding", "remedy"), r, strict=True)) for r in rows])
+        return
+    print_table(("where", "finding", "remedy"), rows)

@@ -279,7 +279,7 @@ def doctor(policy: _Policy = _DEFAULT, as_json: bool = _JSON) -> None:
     found, plan = place.plan(load_policy(policy))
     rows = [(r.what, r.why, "") for r in plan.refusals]
     rows += [(leak.batch, leak.words(), "") for leak in find_leaks(found, place.hierarchy)]
-    groups = [g for name in ("latency", "batch") for g in found[name]]  # type: ignore[index]
+    groups = [*found["latency"], *found["batch"]]
     rows += [
         (gap.where, f"buffered writes are charged to nobody: {gap.why}", gap.remedy)
         for gap in find_gaps(place.hierarchy, groups)

@@ -34,17 +34,13 @@ def find_gaps(
     mountinfo: Path = Path("/proc/self/mountinfo"),
 ) -> list[Gap]:
     """Return every group and mount where writeback is not attributed."""
-    found = []
     root = hierarchy.controllers()
-    for name in ("memory", "io"):
-        if name not in root:
-            found.append(
-                Gap(
-                    str(hierarchy.root),
-                    f"the hierarchy has no {name} controller",
-                    "boot without cgroup version 1",
-                )
-            )
+    remedy = "boot without cgroup version 1"
+    found = [
+        Gap(str(hierarchy.root), f"the hierarchy has no {name} controller", remedy)
+        for name in ("memory", "io")
+        if name not in root
+    ]
     if found:
         return found
     for group in groups:
@@ -54,7 +50,7 @@ def find_gaps(
                 Gap(
                     group,
                     f"it has no {' and no '.join(sorted(missing))} controller",
-                    "enable both in cgroup.subtree_control above (IOAccounting=, MemoryAccounting=)",
+                    "enable both above it (IOAccounting=yes, MemoryAccounting=yes)",
                 )
             )
     return [*found, *_mounts(mountinfo.read_text().splitlines())]

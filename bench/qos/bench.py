@@ -15,7 +15,16 @@ from typing import Any
 from bench.boot.guest import CPU
 from bench.common import Bar, BenchError, BenchResult, machine
 from bench.qos.guest import SHIFT, Lab, prepare
-from bench.qos.scenarios import CPU_LOAD, IO_LOAD, MEMORY_LOAD, NULL_BLK, Scenario, controls
+from bench.qos.scenarios import (
+    CPU_LOAD,
+    IO_LOAD,
+    MEMORY_LOAD,
+    NULL_BLK,
+    PACKAGES,
+    PROGRAMS,
+    Scenario,
+    controls,
+)
 
 __all__ = ["run"]
 
@@ -31,7 +40,7 @@ def run(quick: bool) -> BenchResult:
     cache.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="qos-", dir=cache) as scratch:
-        lab = prepare(cache, Path(scratch))
+        lab = prepare(cache, Path(scratch), packages=PACKAGES, programs=PROGRAMS)
         for kind in ("cpu",) if quick else tuple(LOADS):
             rows += measure(lab, kind)
     return BenchResult(

@@ -8,6 +8,7 @@ block device with a fixed latency); programs are this machine's own, with what l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -32,16 +33,7 @@ SHIFT = 2
 """Nanoseconds of an instruction, as a power of two."""
 TIMEOUT = 3000.0
 MODULES = ("null_blk", "bfq")
-REDIS = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
-FILE_SYSTEMS = (
-    "xfsprogs",
-    "btrfs-progs",
-    "libinih1",
-    "liburcu8",
-    "libedit2",
-    "liblzo2-2",
-    "libbsd0",
-)
+SCRIPTS = (Path(__file__).with_name("inside.py"),)
 PYTHON = Path("/usr/bin/python3")
 _LEFT_OUT = re.compile(
     r"/(test|tests|idlelib|tkinter|lib2to3|ensurepip|unittest|pydoc_data|config-3[^/]*|distutils|"
@@ -112,8 +104,19 @@ class Lab:
         return said
 
 
-def prepare(cache: Path, scratch: Path, *, file_systems: bool = False) -> Lab:
-    """Gather kernel, modules, programs; `file_systems`: those for the proof of writeback."""
+def prepare(
+    cache: Path,
+    scratch: Path,
+    *,
+    modules: Sequence[str] = MODULES,
+    packages: Sequence[str] = (),
+    programs: Sequence[str] = (),
+    scripts: Sequence[Path] = SCRIPTS,
+) -> Lab:
+    """Gather the kernel with `modules`, Python, `scripts`, and `programs`.
+
+    A program is this machine's, or one of the distribution's `packages`, which are not installed.
+    """
     image = stock.build(stock.CLOUD, cache)
     tree = scratch / "stock"
     (tree / "usr/lib").mkdir(parents=True)
@@ -121,8 +124,7 @@ def prepare(cache: Path, scratch: Path, *, file_systems: bool = False) -> Lab:
     source = f"{image.disk}?offset={2**20}"
     run([debugfs, "-R", f"rdump /usr/lib/modules {tree / 'usr/lib'}", source], timeout=300)
     (version,) = [p.name for p in (tree / "usr/lib/modules").iterdir()]
-    wanted = ("null_blk", "ext4", "xfs", "btrfs") if file_systems else MODULES
-    closure = ModuleTree(tree, version).closure(wanted)
+    closure = ModuleTree(tree, version).closure(modules)
     files: dict[str, tuple[bytes, int]] = {}
     for module in closure:
         data = ModuleTree(tree, version).read(module)
@@ -133,20 +135,15 @@ def prepare(cache: Path, scratch: Path, *, file_systems: bool = False) -> Lab:
     run([gcc, "-O2", "-static", "-pthread", "-o", work, source_file], timeout=120)
     files["bin/work"] = (work.read_bytes(), 0o755)
     files["bin/busybox"] = (Path(require("busybox", package="busybox-static")).read_bytes(), 0o755)
-    for name in ("inside.py", "writeback_inside.py"):
-        files[name] = (Path(__file__).with_name(name).read_bytes(), 0o644)
+    for script in scripts:
+        files[script.name] = (script.read_bytes(), 0o644)
     for name, data in host_files():
         if not name.startswith(("probe/bpf", "oci/", "sandbox/", "cli/")):
             files[f"tegu/tegu/{name}"] = (data, 0o644)
-    if file_systems:
-        found = _unpacked(cache, "qos-mkfs", FILE_SYSTEMS)
-        programs = [found / "sbin/mkfs.xfs", found / "sbin/mkfs.btrfs"]
-        programs.append(Path(require("mkfs.ext4", package="e2fsprogs")))
-    else:
-        found = _unpacked(cache, "qos-redis", REDIS)
-        programs = [found / "usr/bin/redis-server", found / "usr/bin/redis-cli"]
+    found = _unpacked(cache, packages) if packages else scratch
     libraries = found / "usr/lib/x86_64-linux-gnu"
-    for program in (*programs, PYTHON):
+    folders = [found / "usr/bin", found / "usr/sbin", found / "sbin"]
+    for program in (*(_find(name, folders) for name in programs), PYTHON):
         for path, data in _with_libraries(program, libraries):
             files[path] = (data, 0o755)
     for path, data in _standard_library(libraries):
@@ -154,9 +151,13 @@ def prepare(cache: Path, scratch: Path, *, file_systems: bool = False) -> Lab:
     return Lab(image.kernel, files, [m.name for m in closure])
 
 
-def _unpacked(cache: Path, name: str, packages: Sequence[str]) -> Path:
-    """Return the distribution's packages, unpacked; they are not installed on this machine."""
-    folder = cache / name
+def _find(name: str, folders: Sequence[Path]) -> Path:
+    return next((f / name for f in folders if (f / name).exists()), None) or Path(require(name))
+
+
+def _unpacked(cache: Path, packages: Sequence[str]) -> Path:
+    """Return the distribution's packages, unpacked in the cache."""
+    folder = cache / f"packages-{hashlib.sha256(repr(packages).encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(prefix="packages-", dir=cache) as scratch:
             new = Path(scratch)

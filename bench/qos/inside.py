@@ -100,15 +100,18 @@ def trial(s: dict[str, Any], control: dict[str, Any]) -> None:
     batch = []
     if control["name"] != "alone":
         batch = [start(s["batch"], "batch" if groups else None)]
-    time.sleep(s.get("warm", 0.5))
     daemon = None
     if control.get("daemon"):
         Path("/run/policy.toml").write_text(control["policy"])
-        daemon = start([sys.executable, "-m", "tegu.qos.daemon", "/run/policy.toml"], "tegu")
+        daemon = start([sys.executable, "-S", "-m", "tegu.qos.daemon", "/run/policy.toml"], "tegu")
+        time.sleep(3)  # Python starts slowly in so slow a guest
+    time.sleep(s.get("warm", 0.5))
     phases = control.get("phases", s["phases"])
     client = [a.replace("PHASES", phases).replace("FEED", str(FEED)) for a in s["client"]]
     inside = "web" if groups and "server" not in s else None
     measured = start(client, inside)
+    for process in batch:
+        process.send_signal(signal.SIGUSR1)
     peer = Peer("batch") if control.get("peer") else None
     while peer is not None and measured.poll() is None:
         time.sleep(1)

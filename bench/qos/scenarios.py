@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["CPU_LOAD", "IO_LOAD", "MEMORY_LOAD", "NULL_BLK", "Scenario", "controls"]
+__all__ = [
+    "CPU_LOAD",
+    "IO_LOAD",
+    "MEMORY_LOAD",
+    "NULL_BLK",
+    "PACKAGES",
+    "PROGRAMS",
+    "Scenario",
+    "controls",
+]
 
 Scenario = dict[str, Any]
+PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
+PROGRAMS = ("redis-server", "redis-cli")
 NULL_BLK = (
     "nr_devices=2 gb=4 bs=4096 queue_mode=2 irqmode=2 completion_nsec=2000000 hw_queue_depth=8"
     " submit_queues=1"
@@ -23,6 +34,22 @@ match = ["cgroup:/batch"]
 nullb0 = "{sharing}"
 nullb1 = "none"
 """
+
+LOOP = """
+[slo]
+p99 = "{p99}"
+feed = "file:/run/feed"
+[loop]
+samples = 100
+cooldown = "5s"
+knobs = ["{knob}"]
+ceiling = {{ {knob} = {ceiling} }}
+"""
+OBJECTIVES = {
+    "cpu": {"p99": "1ms", "ceiling": 1},
+    "io": {"p99": "6ms", "ceiling": 4000},
+    "memory": {"p99": "2ms", "ceiling": '"450M"'},
+}
 
 CPU_LOAD: Scenario = {
     "server": ["/usr/bin/redis-server", "--port", "6379", "--save", "", "--daemonize", "no"],
@@ -53,6 +80,8 @@ def controls(kind: str) -> list[dict[str, Any]]:
         {"name": "equal weights", "groups": True},
         {"name": "static layer", "groups": True, "policy": policy},
     ]
+    loop = LOOP.format(knob=kind, **OBJECTIVES[kind])
+    found.append({"name": "with feedback", "groups": True, "policy": policy + loop, "daemon": True})
     if kind == "cpu":
         found.append({"name": "peer: 65 % rule", "groups": True, "peer": True})
     if kind == "io":

@@ -319,14 +319,16 @@ static int map(const char *path, long mib, int pages, char *table, const char *f
 	return 0;
 }
 
-/* Batch work: counts until SIGTERM, and prints {"done": N, "seconds": S}. */
-static volatile sig_atomic_t ended;
+/* Batch work: counts from SIGUSR1 until SIGTERM, and prints {"done": N, "seconds": S}. */
+static volatile sig_atomic_t ended, begun;
 static volatile u64 counts[256];
 
 static void end(int number)
 {
-	(void)number;
-	ended = 1;
+	if (number == SIGTERM)
+		ended = 1;
+	else
+		begun = 1;
 }
 
 static void *spinner(void *arg)
@@ -376,16 +378,35 @@ static void *scanner(void *arg)
 static int batch(void *(*work)(void *), int threads)
 {
 	pthread_t t;
-	u64 sum = 0, start = now();
+	sigset_t old;
+	u64 sum = 0, before = 0, start = now();
 	struct sigaction action = {.sa_handler = end};
 	sigaction(SIGTERM, &action, NULL);
+	sigaction(SIGUSR1, &action, NULL);
+	sigset_t both;
+	sigemptyset(&both);
+	sigaddset(&both, SIGTERM);
+	sigaddset(&both, SIGUSR1);
+	/* Blocked but while waiting: no signal is lost, and the workers get none. */
+	pthread_sigmask(SIG_BLOCK, &both, NULL);
 	for (long i = 0; i < threads; i++)
 		pthread_create(&t, NULL, work, (void *)i);
-	while (!ended)
-		pause();
+	pthread_sigmask(SIG_SETMASK, NULL, &old);
+	sigdelset(&old, SIGTERM);
+	sigdelset(&old, SIGUSR1);
+	while (!ended) {
+		sigsuspend(&old);
+		if (begun) {
+			begun = 0;
+			start = now();
+			before = 0;
+			for (int i = 0; i < threads; i++)
+				before += counts[i];
+		}
+	}
 	for (int i = 0; i < threads; i++)
 		sum += counts[i];
-	printf("{\"done\": %llu, \"seconds\": %.6f}\n", sum, (now() - start) / 1e9);
+	printf("{\"done\": %llu, \"seconds\": %.6f}\n", sum - before, (now() - start) / 1e9);
 	fflush(stdout);
 	_exit(0);
 }

@@ -9,6 +9,15 @@ from bench.qos.guest import prepare
 
 __all__ = ["measure"]
 
+PACKAGES = (
+    "xfsprogs",
+    "btrfs-progs",
+    "libinih1",
+    "liburcu8",
+    "libedit2",
+    "liblzo2-2",
+    "libbsd0",
+)
 NULL_BLK = "nr_devices=1 gb=1 bs=4096 memory_backed=1 queue_mode=2 irqmode=0 submit_queues=1"
 
 
@@ -18,7 +27,15 @@ def measure(cache: Path, scratch: Path) -> list[dict[str, Any]]:
     `share`: bytes of the device that io.stat has under batch, of all that web did not write;
     `rate`: bytes a second that reached the device for batch, of its io.max.
     """
-    lab = prepare(cache, scratch, file_systems=True)
+    here = Path(__file__).parent
+    lab = prepare(
+        cache,
+        scratch,
+        modules=("null_blk", "ext4", "xfs", "btrfs"),
+        packages=PACKAGES,
+        programs=("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"),
+        scripts=(here / "inside.py", here / "writeback_inside.py"),
+    )
     said = lab.ask({}, memory=1024, null_blk=NULL_BLK, script="writeback_inside.py")
     rows = []
     for r in said:

@@ -48,7 +48,7 @@ busybox mount -t tmpfs run /run
 busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup -o memory_recursiveprot
 busybox ifconfig lo up
 MODULES
-PYTHONPATH=/tegu PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 -S /SCRIPT 2>&1
+PYTHONPATH=/tegu PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 -S -m SCRIPT 2>&1
 echo "@@ {\\"name\\": \\"exit\\"}"
 busybox poweroff -f
 """
@@ -68,7 +68,7 @@ class Lab:
         *,
         memory: int,
         null_blk: str = "",
-        script: str = "inside.py",
+        script: str = "bench.qos.inside",
     ) -> list[dict[str, Any]]:
         """Boot, run the scenario, return what was said; raises BenchError when it did not end."""
         archive = Archive(0)
@@ -80,8 +80,8 @@ class Lab:
             f"busybox insmod /modules/{m}.ko {null_blk if m == 'null_blk' else ''}"
             for m in self.modules
         ]
-        text = INIT.replace("MODULES", "\n".join(loads)).replace("SCRIPT", script)
-        archive.file("init", text.encode(), 0o755)
+        init = INIT.replace("MODULES", "\n".join(loads)).replace("SCRIPT", script)
+        archive.file("init", init.encode(), 0o755)
         archive.file("scenario.json", json.dumps(scenario).encode())
         with tempfile.TemporaryDirectory(prefix="qos-") as folder:
             initrd, console = Path(folder) / "initrd", Path(folder) / "console"
@@ -136,7 +136,7 @@ def prepare(
     files["bin/work"] = (work.read_bytes(), 0o755)
     files["bin/busybox"] = (Path(require("busybox", package="busybox-static")).read_bytes(), 0o755)
     for script in scripts:
-        files[script.name] = (script.read_bytes(), 0o644)
+        files[f"tegu/bench/{script.parent.name}/{script.name}"] = (script.read_bytes(), 0o644)
     for name, data in host_files():
         if not name.startswith(("probe/bpf", "oci/", "sandbox/", "cli/")):
             files[f"tegu/tegu/{name}"] = (data, 0o644)

@@ -45,7 +45,7 @@ cooldown = "5s"
 knobs = ["{knob}"]
 ceiling = {{ {knob} = {ceiling} }}
 """
-OBJECTIVES = {
+OBJECTIVES: dict[str, dict[str, object]] = {
     "cpu": {"p99": "1ms", "ceiling": 1},
     "io": {"p99": "6ms", "ceiling": 4000},
     "memory": {"p99": "2ms", "ceiling": '"450M"'},

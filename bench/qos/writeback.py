@@ -36,7 +36,7 @@ def measure(cache: Path, scratch: Path) -> list[dict[str, Any]]:
         programs=("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"),
         scripts=(here / "inside.py", here / "writeback_inside.py"),
     )
-    said = lab.ask({}, memory=1024, null_blk=NULL_BLK, script="writeback_inside.py")
+    said = lab.ask({}, memory=1024, null_blk=NULL_BLK, script="bench.qos.writeback_inside")
     rows = []
     for r in said:
         if r["name"] != "result":

@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from inside import ROOT, say, start
+from bench.qos.inside import ROOT, say, start
 
 DEVICE = "/dev/nullb0"
 LIMIT = 2 << 20

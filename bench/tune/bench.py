@@ -58,7 +58,7 @@ def run(quick: bool) -> BenchResult:
             programs=("tc",),
             scripts=(here / "inside.py", here / "transfer.py"),
         )
-        said = lab.ask({"candidates": chosen}, memory=512)
+        said = lab.ask({"candidates": chosen}, memory=512, script="bench.tune.inside")
     rows = []
     for line in said:
         if line["name"] == "failed":

@@ -19,7 +19,7 @@ def main() -> None:
         kind, _, rest = candidate["setting"].partition(":")
         key, _, value = rest.partition("=")
         setting = Setting(kind, key, value, "on trial", "")
-        command = ["/usr/bin/python3", "-S", "/transfer.py", *candidate["transfer"]]
+        command = ["/usr/bin/python3", "-S", "-m", "bench.tune.transfer", *candidate["transfer"]]
         try:
             proof = prove(
                 setting, targets(setting, Machine())[0], workload(command), name=candidate["name"]

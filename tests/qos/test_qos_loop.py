@@ -376,7 +376,7 @@ def test_what_cannot_begin(fake: Fake, policy: Policy) -> None:
     with pytest.raises(UsageError, match=r"no \[slo\]"):
         Daemon.start(bare, fake.place)
     (fake.place.hierarchy.root / "cgroup.controllers").write_text("cpu memory\n")
-    with pytest.raises(UnsupportedError, match="the knob io"):
+    with pytest.raises(UnsupportedError, match="controller io"):
         Daemon.start(policy, fake.place)
     with pytest.raises(UsageError, match="HOST:PORT"), endpoint("9871", Path("/none")):
         pass

@@ -104,6 +104,8 @@ def _compare(profile: str, as_json: bool, *, strict: bool) -> None:
     else:
         print_table(("setting", "where", "is", "profile", "set by"), rows)
     if strict and other:
+        if as_json:
+            raise typer.Exit(TuneError.exit_code)  # one JSON document, not two
         raise TuneError(f"{len(other)} of {len(found)} settings differ from {profile}")
 
 
@@ -187,4 +189,6 @@ def prove(
         ]
         print_table(("what", "is"), rows)
     if not proof.kept:
+        if as_json:
+            raise typer.Exit(TuneError.exit_code)
         raise TuneError(f"not kept: {proof.why}")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from tegu.errors import SettingError, UnsupportedError
+from tegu.errors import SettingError
 from tegu.linux.settings import FileTarget, PropertyTarget, Target
 from tegu.qos.devices import devices
 from tegu.qos.layer import Place
@@ -35,8 +35,7 @@ class Knobs:
         self._owner = Owner(place.hierarchy, place.root)
         self._shrunk: dict[str, float] = {}
         for knob in loop.knobs:
-            if knob not in place.hierarchy.controllers():
-                raise UnsupportedError(f"the knob {knob}: the hierarchy has no {knob} controller")
+            place.hierarchy.require(knob)
 
     def targets(self, groups: Sequence[str]) -> dict[Target, tuple[Knob, str]]:
         """Return everything that may be written for these groups."""

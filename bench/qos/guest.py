@@ -30,7 +30,7 @@ from tegu.process import require, run
 __all__ = ["Lab", "prepare"]
 
 SHIFT = 2
-"""Nanoseconds of an instruction, as a power of two."""
+"""Nanoseconds of an instruction, as a power of two, where nothing else is said."""
 TIMEOUT = 3000.0
 MODULES = ("null_blk", "bfq")
 SCRIPTS = (Path(__file__).with_name("inside.py"),)
@@ -69,6 +69,7 @@ class Lab:
         memory: int,
         null_blk: str = "",
         script: str = "bench.qos.inside",
+        shift: int = SHIFT,
     ) -> list[dict[str, Any]]:
         """Boot, run the scenario, return what was said; raises BenchError when it did not end."""
         archive = Archive(0)
@@ -91,7 +92,7 @@ class Lab:
                     require("qemu-system-x86_64", package="qemu-system-x86"),
                     *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
                     *("-machine", "q35", "-accel", "tcg,thread=single", "-cpu", CPU, "-smp", "1"),
-                    *("-icount", f"shift={SHIFT},sleep=off", "-m", f"{memory}M"),
+                    *("-icount", f"shift={shift},sleep=off", "-m", f"{memory}M"),
                     *("-serial", f"file:{console}", "-kernel", self.kernel, "-initrd", initrd),
                     *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
                 ],

@@ -15,13 +15,16 @@ __all__ = [
     "MachineError",
     "PlanFailed",
     "ProbeError",
+    "QosError",
     "RecipeError",
     "ReleaseError",
     "RepositoryError",
     "SandboxError",
+    "SettingError",
     "SolveError",
     "StoreError",
     "TeguError",
+    "TuneError",
     "UnsupportedError",
     "UpgradeError",
     "UsageError",
@@ -149,3 +152,21 @@ class UpgradeError(TeguError):
     """The machine could not be upgraded or rolled back; the message says what it runs now."""
 
     exit_code = 16
+
+
+class SettingError(TeguError):
+    """A value of the kernel or of systemd cannot be read, written, noted or restored."""
+
+    exit_code = 30
+
+
+class QosError(SettingError):
+    """A policy cannot be applied, held or undone on this machine as it is now."""
+
+    exit_code = 31
+
+
+class TuneError(SettingError):
+    """A profile of settings cannot be applied, proved or undone."""
+
+    exit_code = 32

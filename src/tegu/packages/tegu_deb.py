@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tegu
+from tegu.definition.shipped import shipped_directory
 from tegu.errors import BuildError
 from tegu.packages.deb_write import DebEntry, stored_gzip, write_deb
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HostParts", "build_tegu_deb", "host_files", "host_half", "host_parts", "release_time"]
 
-ROOMS = ("boot", "heal", "host", "linux", "oci", "probe", "sandbox", "store", "tune")
+ROOMS = ("boot", "heal", "host", "linux", "oci", "probe", "qos", "sandbox", "store", "tune")
 MODULES = (
     "__init__.py",
     "__main__.py",
@@ -47,6 +48,7 @@ MODULES = (
     "cli/kernel_livepatch.py",
     "cli/output.py",
     "cli/probe.py",
+    "cli/qos.py",
     "cli/sandbox.py",
     "cli/tune.py",
     "cli/upgrade.py",
@@ -185,6 +187,8 @@ def host_files() -> Iterator[tuple[str, bytes]]:
             if relative.parts[:2] == ("probe", "bpf") and not path.name.endswith(".o"):
                 continue  # compiled already
             yield str(relative), path.read_bytes()
+    for path in sorted((shipped_directory() / "tune").glob("*.toml")):
+        yield f"distro/tune/{path.name}", path.read_bytes()
 
 
 def _source() -> Path:

@@ -8,7 +8,8 @@ a file. What a kernel lacks is an UnsupportedError that names it.
 from __future__ import annotations
 
 from tegu.probe.recording import Record, Recording, encode, parse, read
-from tegu.probe.session import availability, watch
+from tegu.probe.report import quantile
+from tegu.probe.session import Session, availability, watch
 from tegu.probe.tool import Settings, Tool
 from tegu.probe.tools import TOOLS, find_tool
 
@@ -16,12 +17,14 @@ __all__ = [
     "TOOLS",
     "Record",
     "Recording",
+    "Session",
     "Settings",
     "Tool",
     "availability",
     "encode",
     "find_tool",
     "parse",
+    "quantile",
     "read",
     "watch",
 ]

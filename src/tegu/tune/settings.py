@@ -11,7 +11,7 @@ from tegu.errors import TeguError, UnsupportedError, UsageError
 from tegu.files import write_atomic
 from tegu.process import run
 
-__all__ = ["Setting", "clear", "current", "put"]
+__all__ = ["TimeWait", "clear", "current", "put"]
 
 SYSCTL = Path("/proc/sys/net/ipv4/tcp_tw_timeout")
 _KEPT = Path("/etc/sysctl.d/90-tegu-tune.conf")
@@ -22,7 +22,7 @@ LEAST, MOST, DEFAULT, RISKY = 1, 600, 60, 5
 
 
 @dataclass(frozen=True)
-class Setting:
+class TimeWait:
     """How it stands: `by` is "kernel", "sweep" or "default"."""
 
     seconds: int
@@ -31,7 +31,7 @@ class Setting:
     warning: str = ""
 
 
-def put(seconds: int, namespaces: Sequence[str] = (), *, root: Path = Path("/")) -> Setting:
+def put(seconds: int, namespaces: Sequence[str] = (), *, root: Path = Path("/")) -> TimeWait:
     """Set how long TIME-WAIT lasts, now and after the next boot.
 
     Raises UsageError for less than 1 s or more than 600, UnsupportedError for more than a minute
@@ -50,7 +50,7 @@ def put(seconds: int, namespaces: Sequence[str] = (), *, root: Path = Path("/"))
     if sysctl.exists() and not namespaces:
         sysctl.write_text(str(seconds))
         write_atomic(_below(root, _KEPT), f"net.ipv4.tcp_tw_timeout = {seconds}\n")
-        return Setting(seconds, "kernel", (), warning)
+        return TimeWait(seconds, "kernel", (), warning)
     if seconds > DEFAULT:
         raise UnsupportedError(
             f"this kernel ends TIME-WAIT after {DEFAULT} s, and a sweep can only end it sooner"
@@ -60,10 +60,10 @@ def put(seconds: int, namespaces: Sequence[str] = (), *, root: Path = Path("/"))
     if root == Path("/"):
         run(["systemctl", "--quiet", "add-wants", "multi-user.target", UNIT], timeout=60)
         run(["systemctl", "restart", UNIT], timeout=60)
-    return Setting(seconds, "sweep", tuple(namespaces), warning)
+    return TimeWait(seconds, "sweep", tuple(namespaces), warning)
 
 
-def clear(*, root: Path = Path("/")) -> Setting:
+def clear(*, root: Path = Path("/")) -> TimeWait:
     """Go back to the kernel's default."""
     sysctl = _below(root, SYSCTL)
     _below(root, _KEPT).unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def clear(*, root: Path = Path("/")) -> Setting:
     return current(root=root)
 
 
-def current(*, root: Path = Path("/")) -> Setting:
+def current(*, root: Path = Path("/")) -> TimeWait:
     """Return how it stands; raises TeguError for a file of ours that is damaged."""
     config = _below(root, CONFIG)
     if config.exists():
@@ -89,15 +89,15 @@ def current(*, root: Path = Path("/")) -> Setting:
                 raise ValueError("seconds")
             if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
                 raise ValueError("namespaces")
-            return Setting(seconds, "sweep", tuple(names))
+            return TimeWait(seconds, "sweep", tuple(names))
         except (ValueError, KeyError, TypeError) as e:
             raise TeguError(
                 f"{config} is damaged ({e})", hint="tegu tune set tcp_tw_timeout=N writes it anew"
             ) from e
     sysctl = _below(root, SYSCTL)
     if sysctl.exists():
-        return Setting(int(sysctl.read_text()), "kernel")
-    return Setting(DEFAULT, "default")
+        return TimeWait(int(sysctl.read_text()), "kernel")
+    return TimeWait(DEFAULT, "default")
 
 
 def _below(root: Path, path: Path) -> Path:

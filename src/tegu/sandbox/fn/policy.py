@@ -1,0 +1,38 @@
+"""What a function's zygote may ask of the kernel: what a box may, and to fork into namespaces.
+
+An invocation is under the filter of every box (tegu.sandbox.policy) besides. The zygote itself
+needs more, and where it runs its author's code (load "early") that code has as much: mounts, and
+new mount, pid and network namespaces, over a user namespace that owns nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from tegu.linux import libc
+from tegu.linux.seccomp import Compare, Policy, Rule, compile_filter, refusing
+from tegu.sandbox.policy import TERMINAL_REQUESTS, box_policy
+
+__all__ = ["ZYGOTE_CAPABILITIES", "zygote_filter"]
+
+ZYGOTE_CAPABILITIES = ("sys_admin", "net_admin", "setuid", "setgid")
+"""For mounts and namespaces, for loopback, for the change to an invocation's user."""
+_FREED = frozenset(["mount", "umount2", "unshare", "setns"])
+_LOW = 0xFFFFFFFF
+_UNSHARED = libc.CLONE_NEWNS | libc.CLONE_NEWPID | libc.CLONE_NEWNET
+
+
+def zygote_filter() -> bytes:
+    """Return the compiled filter of a function's zygote."""
+    rules = [
+        Rule([name for name in rule.names if name not in _FREED], rule.error, rule.when)
+        for rule in box_policy().rules
+    ]
+    rules += [
+        Rule(["mount", "umount2"]),
+        Rule(["unshare"], when=[Compare(0, "&", 0, mask=_LOW & ~_UNSHARED)]),
+        Rule(["setns"], when=[Compare(1, "&", libc.CLONE_NEWNET, mask=_LOW)]),
+        Rule(["setns"], when=[Compare(1, "&", libc.CLONE_NEWPID, mask=_LOW)]),
+    ]
+    program = compile_filter(Policy(rules))
+    return refusing(program, "ioctl", 1, TERMINAL_REQUESTS, errno.EPERM)

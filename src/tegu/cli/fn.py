@@ -30,9 +30,13 @@ def deploy(
     runtime: str = typer.Option(None, help="python (default), exec or java."),
     template: str = typer.Option(None, "-t", help="A directory, or this machine's programs."),
     load: str = typer.Option(None, help="When the code is imported: late (default) or early."),
-    imports: list[str] = typer.Option(None, "--import", help="A module to load ahead."),
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", help="A module to load ahead.")
+    ] = None,
     sandbox: str = typer.Option(None, help="A fresh one for each invocation (default) or tenant."),
-    env: list[str] = typer.Option(None, "-e", "--env", metavar="NAME=VALUE", help="A variable."),
+    env: Annotated[
+        list[str] | None, typer.Option("-e", "--env", metavar="NAME=VALUE", help="A variable.")
+    ] = None,
     memory: str = typer.Option(None, help="At most this much memory, as in 256M."),
     cpus: float = typer.Option(None, help="At most this many processors, as in 0.5."),
     pids: int = typer.Option(None, help="At most this many processes and threads (64)."),
@@ -174,7 +178,17 @@ def ls(
         print_json(found)
         return
     print_table(
-        ("function", "version", "state", "running", "waiting", "calls", "failed", "p50 ms", "CPU s"),
+        (
+            "function",
+            "version",
+            "state",
+            "running",
+            "waiting",
+            "calls",
+            "failed",
+            "p50 ms",
+            "CPU s",
+        ),
         [_row(one) for one in found],
     )
 
@@ -268,9 +282,13 @@ def rm(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
 
 @app.command(epilog="Example: tegu fn serve --listen 127.0.0.1:8080 --token-file token")
 def serve(
-    socket: Path = typer.Option(None, metavar="PATH", help="UNIX socket to listen on."),
+    socket: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="UNIX socket to listen on.")
+    ] = None,
     listen: str = typer.Option(None, metavar="HOST:PORT", help="Listen on TCP; needs a token."),
-    token_file: Path = typer.Option(None, metavar="FILE", help="Whose line callers must know."),
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Whose line callers must know.")
+    ] = None,
 ) -> None:
     """Answer calls over HTTP: POST /functions/NAME with the event; on a UNIX socket by default."""
     from tegu.sandbox.fn.http import serve as answer

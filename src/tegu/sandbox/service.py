@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Service"]
 
 Answer = Outcome | list[int] | SandboxError
+_Fds = list[int]  # _Connection has an operation of the name `list`
 
 
 class Service:
@@ -173,7 +174,7 @@ class _Connection:
         except (OSError, UsageError):
             self.close()  # it does not read its answers
 
-    def reply(self, n: int, ok: object = None, *, fds: list[int] | None = None) -> None:
+    def reply(self, n: int, ok: object = None, *, fds: _Fds | None = None) -> None:
         """Answer request `n`."""
         self._reply(n, ok, fds=fds)
 
@@ -425,7 +426,7 @@ class _Connection:
         found.append(doctor.launcher(there=self._supervisor.launcher is not None))
         self._reply(n, [f.to_json() for f in found])
 
-    def function(self, n: int, message: dict[str, Any], fds: list[int]) -> Awaitable[None] | None:
+    def function(self, n: int, message: dict[str, Any], fds: _Fds) -> Awaitable[None] | None:
         """Functions: tegu.sandbox.fn.service."""
         return self._service.functions().answer(self, n, message, fds)
 

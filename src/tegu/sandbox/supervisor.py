@@ -106,7 +106,7 @@ class Supervisor:
         return spec if path == spec.template else replace(spec, template=path)
 
     def drop_zygote(self, template: str) -> None:
-        """Let a zygote go, if there is one, and the boxes made ahead of it; those in use live on."""
+        """Let a zygote go, if there is one, and the boxes made ahead; those in use live on."""
         if template not in self._zygotes:
             return
         for key in [key for key in self._pools if key[0] == template]:

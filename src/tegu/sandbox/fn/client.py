@@ -133,6 +133,15 @@ class Caller:
 
     def call_raw(self, name: str, data: bytes, kind: str, *, tenant: str = "") -> Answer:
         """Call a function with `data` as it is, JSON text or bytes ("json", "bytes")."""
+        self.send(name, data, kind, tenant=tenant)
+        return self.answer()
+
+    def fileno(self) -> int:
+        """Return what can be read once there is an answer."""
+        return self._link.fileno()
+
+    def send(self, name: str, data: bytes, kind: str, *, tenant: str = "") -> None:
+        """Call without waiting; `answer` waits."""
         self._n += 1
         request = {"op": "fn", "do": "invoke", "n": self._n, "store": self._store, "name": name}
         request.update(kind=kind, tenant=tenant)
@@ -145,15 +154,18 @@ class Caller:
                     wire.send(self._link, request, [fd])
                 finally:
                     os.close(fd)
-            return self._answer()
         except UnicodeDecodeError as e:
             raise UsageError("the event is not UTF-8") from e
         except OSError as e:
             raise SandboxError("the supervisor has ended, and what it ran") from e
 
-    def _answer(self) -> Answer:
+    def answer(self) -> Answer:
+        """Wait for the answer to the last call."""
         while True:
-            message, fds = wire.receive(self._link)
+            try:
+                message, fds = wire.receive(self._link)
+            except OSError:
+                message, fds = None, []
             if message is None:
                 raise SandboxError("the supervisor has ended, and what it ran")
             try:
@@ -219,9 +231,7 @@ def logs(
         after, most = more[-1]["number"], 0
 
 
-def running(
-    path: Path | None = None, store: Store | None = None
-) -> dict[str, dict[str, Any]]:
+def running(path: Path | None = None, store: Store | None = None) -> dict[str, dict[str, Any]]:
     """Return what the supervisor knows of functions, by name; nothing where none serves."""
     where = str((store or Store.default()).root)
     try:

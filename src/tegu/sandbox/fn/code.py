@@ -10,6 +10,7 @@ import os
 import sys
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
+from typing import Any
 
 __all__ = ["Finder", "compile_tree"]
 
@@ -24,15 +25,14 @@ class Finder:
     def __init__(self, modules: dict[str, tuple[CodeType, str, bool]]) -> None:
         self.modules = modules
 
-    def find_spec(
-        self, name: str, path: object = None, target: object = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return the spec of a module that was compiled."""
         found = self.modules.get(name)
         if found is None:
             return None
         _, origin, package = found
-        spec = ModuleSpec(name, self, origin=origin, is_package=package)
+        loader: Any = self  # importlib.abc, which has the type, is not loaded for it
+        spec = ModuleSpec(name, loader, origin=origin, is_package=package)
         spec.has_location = True
         if package:
             spec.submodule_search_locations = [os.path.dirname(origin)]  # noqa: PTH120
@@ -44,7 +44,7 @@ class Finder:
 
     def exec_module(self, module: ModuleType) -> None:
         """Run it."""
-        exec(self.modules[module.__name__][0], module.__dict__)  # noqa: S102
+        exec(self.modules[module.__name__][0], module.__dict__)
 
     def install(self, root: str) -> None:
         """Serve imports, before the files of the template and after the built-in modules."""

@@ -218,5 +218,3 @@ def _check_handler(spec: FunctionSpec, source: Path, files: list[tuple[str, Path
     module = spec.handler.partition(":")[0].replace(".", "/")
     if not {f"{module}.py", f"{module}/__init__.py"} & {inside for inside, _ in files}:
         raise UsageError(f"handler: {source} has no {module}.py")
-
-

@@ -316,5 +316,3 @@ def _spawn(link: socket.socket, log: int) -> int:
         ],
         setsid=True,
     )
-
-

@@ -81,9 +81,7 @@ class Host(ABC):
         room = max(0, self.spec.concurrency - self.running()) + self.spec.queue
         if len(self._queue) >= room:
             seconds = self.retry_after()
-            words = (
-                f"{self.running()} run and {len(self._queue)} wait: try again in {seconds} s"
-            )
+            words = f"{self.running()} run and {len(self._queue)} wait: try again in {seconds} s"
             one.finish("queue_full", words)
             return
         self._queue.append(one)

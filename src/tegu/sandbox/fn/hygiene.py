@@ -24,8 +24,8 @@ def renew() -> None:
         for name in ("_node", "_last_timestamp"):
             setattr(loaded["uuid"], name, None)
     if "tempfile" in loaded:
-        loaded["tempfile"]._name_sequence = None
-        loaded["tempfile"].tempdir = None
+        for name in ("_name_sequence", "tempdir"):
+            setattr(loaded["tempfile"], name, None)
     if "multiprocessing.process" in loaded:
         loaded["multiprocessing.process"].current_process().authkey = os.urandom(32)
     if "numpy.random" in loaded:

@@ -293,7 +293,7 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except Exception:  # noqa: BLE001, S112 - it may be closed, or anything: the author's
+        except Exception:  # noqa: BLE001 - it may be closed, or anything: the author's
             continue
 
 

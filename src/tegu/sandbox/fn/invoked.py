@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-
 from tegu.sandbox.fn.invocation import INLINE
 from tegu.sandbox.fn.records import Account
 
@@ -99,5 +98,3 @@ def call_words(one: Invoked, left: float) -> tuple[bytes, list[int]]:
         raise ValueError("an event this long comes in a file")
     head = ["call", one.number, one.tenant, f"{left:.6f}", kind]
     return "\0".join(head).encode(errors="surrogateescape") + b"\0" + rest, fds
-
-

@@ -42,7 +42,7 @@ class _Zygote:
 def main(control: int, world_file: int, rules: int) -> None:
     """Load what is to be loaded, say so, then fork invocations until the supervisor goes away."""
     link = _socket.socket(fileno=control)
-    with open(world_file, "rb") as f:  # noqa: PTH123
+    with open(world_file, "rb") as f:
         f.seek(0)
         world: dict[str, Any] = marshal.load(f)  # from the supervisor, through its own process
     for fd in (control, rules):
@@ -74,7 +74,7 @@ def main(control: int, world_file: int, rules: int) -> None:
 def _own(finder: Finder) -> set[str]:
     """Return the top-level names that the function's own directory provides."""
     names = {name.partition(".")[0] for name in finder.modules}
-    names.update(entry.split(".")[0] for entry in os.listdir(CODE))
+    names.update(entry.split(".")[0] for entry in os.listdir(CODE))  # noqa: PTH208
     return names
 
 
@@ -87,7 +87,7 @@ def _import(name: str) -> None:
 
 def _threads() -> str:
     """Say what is wrong with a zygote that has threads: a fork does not."""
-    count = len(os.listdir("/proc/self/task"))
+    count = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     if count < 2:
         return ""
     return f"its code starts {count - 1} threads when it is imported, which forks would not have"

@@ -118,7 +118,9 @@ class Functions:
         root, name = _where(message)
         tenant = message.get("tenant", "")
         if not isinstance(tenant, str) or len(tenant) > _MOST_TENANT or "\0" in tenant:
-            raise UsageError(f"tenant: {tenant!a} is not a name of at most {_MOST_TENANT} characters")
+            raise UsageError(
+                f"tenant: {tenant!a} is not a name of at most {_MOST_TENANT} characters"
+            )
         host = self._host(root, name)
         event = _event(message, fds)
         self._number += 1
@@ -247,8 +249,9 @@ class Functions:
         if entry is None:
             read_name(Path(root), name)  # raises when it is not there
             return []
-        entries, size = [], 0
-        for one in entry.journal.after(after, most)[: 1000]:
+        entries: list[dict[str, Any]] = []
+        size = 0
+        for one in entry.journal.after(after, most)[:1000]:
             size += 2 * len(one["text"]) + 200
             if size > INLINE and entries:
                 break  # the next question has the rest
@@ -344,5 +347,3 @@ def _note(host: Host, one: Invoked, outcome: str, value: Value) -> None:
         with suppress(ValueError, KeyError, TypeError):
             words = json.loads(words)["traceback"]
     host.journal.add(one.number, words, version=host.version, outcome=outcome)
-
-

@@ -34,7 +34,8 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Deployed:
-    """A name: the version that answers, and all that were deployed, (version, time), latest last."""
+    """A name: the version that answers, and all that were deployed, as (version, time), the latest
+    last."""
 
     name: str
     current: str

@@ -189,5 +189,3 @@ def _lay(path: str, kind: str, content: Any) -> None:
     else:
         with open(path, "wb") as f:  # noqa: PTH123
             f.write(content)
-
-

@@ -32,7 +32,8 @@ _UNBELIEVABLE = ("timed_out", "out_of_memory", "queue_full", "cancelled", "crash
 class Fork:
     """Asked for at once; `gate` puts it under its limits before it is called.
 
-    `free` is called when it has answered and would take another call, `gone` when nothing is left.
+    `free` is called when it has answered (and is `doomed`, or would take another call), `gone` when
+    nothing is left.
     """
 
     def __init__(
@@ -84,6 +85,11 @@ class Fork:
         self._link.setblocking(False)
         self._loop.add_reader(self._link, self._heard)
         self._loop.add_reader(self._log, self._logged)
+
+    @property
+    def doomed(self) -> bool:
+        """Whether it was killed."""
+        return self._doomed
 
     # What the function's host asks.
 
@@ -196,13 +202,13 @@ class Fork:
         if self._timer is not None:
             self._timer.cancel()
         self._flush(one)
-        one.finish(said, value)
         if said == "start_failed" or not self._lasting:
             self.kill()  # nothing of it runs on
         else:
             self.one = None
             self.last_use = time.monotonic()
-            self._free(self)
+        one.finish(said, value)
+        self._free(self)
 
     def _measured(self, said: str, value: Value) -> tuple[str, Value]:
         """Look at a result in a file: it must be one that can no longer change."""

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Host", "PythonHost"]
 
+_ENDING = 64
+"""How many forks more may be on their way out before others wait for them."""
+
 
 class Host(ABC):
     """One version: admits, queues, starts. What answers is the subclass's."""
@@ -208,6 +211,8 @@ class PythonHost(Host):
         self._forks: set[Fork] = set()
         self._ready: dict[str, Fork] = {}
         """Forks that wait for another call of their tenant; the least recently used first."""
+        self._busy: set[Fork] = set()
+        """Forks that are to answer."""
 
     @property
     def warm(self) -> bool:
@@ -225,14 +230,19 @@ class PythonHost(Host):
         return self._home.pid if self._home is not None else 0
 
     def running(self) -> int:
-        """Return how many forks there are, but those that wait for their tenants."""
-        return len(self._forks) - len(self._ready)
+        """Return how many forks have not answered yet.
+
+        One that has is killed at once, but taking its namespaces apart takes the kernel longer.
+        """
+        return len(self._busy)
 
     def _next(self) -> Invoked | None:
-        full = len(self._forks) >= self.spec.concurrency
+        concurrency = self.spec.concurrency
+        living = len(self._busy) + len(self._ready)
+        full = living >= concurrency or len(self._forks) >= living + _ENDING + concurrency
         if self.spec.sandbox == "invocation":
             return self._queue.popleft() if self._queue and not full else None
-        busy = {f.tenant for f in self._forks if f.one is not None}
+        busy = {f.tenant for f in self._busy}
         for one in self._queue:
             # A tenant's sandbox answers one call after the other; others need not wait for it.
             if one.tenant in self._ready or (one.tenant not in busy and not full):
@@ -291,14 +301,18 @@ class PythonHost(Host):
             fork.tenant = one.tenant
             self._forks.add(fork)
         one.kill = fork.kill
+        self._busy.add(fork)
         fork.call(one)
 
     def _freed(self, fork: Fork) -> None:
-        self._ready[fork.tenant] = fork
+        self._busy.discard(fork)
+        if not fork.doomed:
+            self._ready[fork.tenant] = fork
         self._pump()
 
     def _went(self, fork: Fork) -> None:
         self._forks.discard(fork)
+        self._busy.discard(fork)
         if self._ready.get(fork.tenant) is fork:
             del self._ready[fork.tenant]
         self.tally.cpu += fork.usage[0] + fork.usage[1]

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # what signal wraps, without enum
 import _socket
+import gc
+import json
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import module_from_spec
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from tegu.linux import confine, landlock, libc
@@ -29,6 +35,7 @@ _FIRST_USER = 1000
 _CONTROL = 3
 _MOST_TRACE = 16_000
 _PR_SET_DUMPABLE = 4
+_CO_COROUTINE = 0x80  # inspect.CO_COROUTINE
 _NOSUID_NODEV = libc.MS_NOSUID | libc.MS_NODEV
 
 
@@ -40,14 +47,14 @@ class Shared:
         self.rules = rules
         self.handler: Callable[..., Any] | None = None
         self.takes_context = False
+        self.entry: tuple[ModuleType, CodeType] | None = None
+        """The handler's module as it is before its code has run, and that code."""
 
 
 class Context:
     """What a handler may ask about its invocation, when it takes a second argument."""
 
     def __init__(self, number: str, function: str, version: str, tenant: str, left: float) -> None:
-        import time
-
         self.invocation_id = number
         self.function = function
         self.version = version
@@ -56,25 +63,32 @@ class Context:
 
     def remaining(self) -> float:
         """Return the seconds that are left."""
-        import time
-
         return max(0.0, self._end - time.monotonic())
 
 
 def prepare(shared: Shared, finder: Finder, *, early: bool) -> str:
     """Make the function's code importable, and import it if `early`; returns what went wrong."""
     finder.install(CODE)
-    return _load(shared) if early else ""
+    if early:
+        return _load(shared)
+    # Made here, so that an invocation need not: a page that a fork writes to is a page copied.
+    name = str(shared.world["handler"]).partition(":")[0]
+    spec = None if "." in name else finder.find_spec(name)
+    if spec is not None:
+        code, origin, package = finder.modules[name]
+        if not package:
+            module = module_from_spec(spec)
+            module.__dict__["__builtins__"] = __builtins__
+            module.__file__ = origin
+            shared.entry = module, code
+    return ""
 
 
 def _load(shared: Shared) -> str:
     """Find the handler; returns what went wrong, or ""."""
-    import importlib
-    import inspect
-
     module, _, name = str(shared.world["handler"]).partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(_module(shared, module), name)
     except BaseException as e:  # noqa: BLE001 - whatever it is, it belongs into the answer
         if not _missing_handler(e, module, name):
             _print_trace(e)
@@ -82,14 +96,19 @@ def _load(shared: Shared) -> str:
     found = getattr(found, "__wrapped__", found)
     if not callable(found):
         return f"cannot load {module}:{name}: it is no function"
-    if inspect.iscoroutinefunction(found):
-        shared.handler, plain = found, _awaited(found)
-        shared.takes_context = _positional(found) >= 2
-        shared.handler = plain
-        return ""
-    shared.handler = found
-    shared.takes_context = _positional(found) >= 2
+    count, awaitable = _shape(found)
+    shared.takes_context = count >= 2
+    shared.handler = _awaited(found) if awaitable else found
     return ""
+
+
+def _module(shared: Shared, name: str) -> ModuleType:
+    if shared.entry is None:
+        return import_module(name)
+    module, code = shared.entry
+    sys.modules[name] = module
+    exec(code, module.__dict__)
+    return module
 
 
 def _missing_handler(e: BaseException, module: str, name: str) -> bool:
@@ -107,14 +126,18 @@ def _awaited(found: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _positional(found: Callable[..., Any]) -> int:
+def _shape(found: Callable[..., Any]) -> tuple[int, bool]:
+    """Return how many arguments a handler takes by position, and whether it is a coroutine's."""
+    if type(found) is FunctionType:  # without the inspect module, which touches many pages
+        return found.__code__.co_argcount, bool(found.__code__.co_flags & _CO_COROUTINE)
     import inspect
 
     try:
         parameters = inspect.signature(found).parameters.values()
     except (TypeError, ValueError):
-        return 1
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+        return 1, False
+    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return count, inspect.iscoroutinefunction(found)
 
 
 def start(shared: Shared, fds: list[int], network: int, slot: int) -> None:
@@ -136,6 +159,7 @@ def start(shared: Shared, fds: list[int], network: int, slot: int) -> None:
         step = "giving up privileges"
         _confine(shared, slot)
         renew()
+        gc.enable()
         step = "taking calls"
         _serve(shared, link)
     except BaseException as e:  # noqa: BLE001 - a fork must never return into the zygote
@@ -173,7 +197,6 @@ def _only_these(fds: list[int]) -> _socket.socket:
 
 def _confine(shared: Shared, slot: int) -> None:
     world = shared.world
-    os.setsid()
     for what, most in (
         (resource.RLIMIT_NOFILE, world["files"]),
         (resource.RLIMIT_NPROC, world["pids"]),
@@ -219,8 +242,6 @@ def _call(
     shared: Shared, kind: str, event: bytes, words: tuple[str, str, float]
 ) -> tuple[str, str, bytes]:
     """Return outcome, how the value comes, and the value."""
-    import json
-
     if shared.handler is None:
         problem = _load(shared)
         if problem:
@@ -248,8 +269,6 @@ def _call(
 
 
 def _serialised(value: Any) -> tuple[str, str, bytes]:
-    import json
-
     if isinstance(value, bytes | bytearray | memoryview):
         return "ok", "bytes", bytes(value)
     try:
@@ -322,8 +341,6 @@ def _print_trace(e: BaseException) -> None:
 
 
 def _described(e: BaseException) -> bytes:
-    import json
-
     words = _in_words(e)
     name, _, message = words.partition(": ")
     data = {"type": name, "message": message, "traceback": _trace(e)}

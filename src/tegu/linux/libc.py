@@ -78,6 +78,7 @@ _CLOSE_RANGE_CLOEXEC = 4
 # Without a libc wrapper on Debian 12: asm/unistd_64.h and asm-generic/unistd.h. Numbers from 424
 # on are the same on every architecture.
 _NUMBERS = {
+    "clone": {"x86_64": 56, "aarch64": 220},
     "pivot_root": {"x86_64": 155, "aarch64": 41},
     "capset": {"x86_64": 126, "aarch64": 91},
     "seccomp": {"x86_64": 317, "aarch64": 277},

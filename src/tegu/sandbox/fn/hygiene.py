@@ -21,8 +21,15 @@ def renew() -> None:
     if "_ssl" in loaded:
         loaded["_ssl"].RAND_add(os.urandom(32), 32.0)
     if "uuid" in loaded:
-        for name in ("_node", "_last_timestamp"):
-            setattr(loaded["uuid"], name, None)
+        # libuuid keeps a node and a sequence of its own; Python's way has them from here. The bit
+        # says that the node is nobody's address (RFC 9562, 6.10).
+        node = int.from_bytes(os.urandom(6), "big") | 1 << 40
+        for name, value in (
+            ("_node", node),
+            ("_last_timestamp", None),
+            ("_generate_time_safe", None),
+        ):
+            setattr(loaded["uuid"], name, value)
     if "tempfile" in loaded:
         for name in ("_name_sequence", "tempdir"):
             setattr(loaded["tempfile"], name, None)

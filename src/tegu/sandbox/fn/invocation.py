@@ -149,7 +149,6 @@ def start(shared: Shared, fds: list[int], network: int, slot: int) -> None:
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         step = "entering namespaces"
         libc.setns(network, libc.CLONE_NEWNET)
-        libc.unshare(libc.CLONE_NEWNS)
         step = "mounting"
         _mount(shared.world)
         if shared.rules >= 0:

@@ -2,7 +2,8 @@
 
 An invocation is under the filter of every box (tegu.sandbox.policy) besides. The zygote itself
 needs more, and where it runs its author's code (load "early") that code has as much: mounts, and
-new mount, pid and network namespaces, over a user namespace that owns nothing else.
+new mount, pid and network namespaces, over a user namespace that owns nothing else. New user
+namespaces it may not make.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ ZYGOTE_CAPABILITIES = ("sys_admin", "net_admin", "setuid", "setgid")
 """For mounts and namespaces, for loopback, for the change to an invocation's user."""
 _FREED = frozenset(["mount", "umount2", "unshare", "setns"])
 _LOW = 0xFFFFFFFF
-_UNSHARED = libc.CLONE_NEWNS | libc.CLONE_NEWPID | libc.CLONE_NEWNET
+_NEW_NAMESPACES = 0x7E020080
+_CLONED = libc.CLONE_NEWNS | libc.CLONE_NEWPID
 
 
 def zygote_filter() -> bytes:
@@ -30,9 +32,9 @@ def zygote_filter() -> bytes:
     ]
     rules += [
         Rule(["mount", "umount2"]),
-        Rule(["unshare"], when=[Compare(0, "&", 0, mask=_LOW & ~_UNSHARED)]),
+        Rule(["clone"], when=[Compare(0, "&", _CLONED, mask=_NEW_NAMESPACES)]),
+        Rule(["unshare"], when=[Compare(0, "&", libc.CLONE_NEWNET, mask=_LOW)]),
         Rule(["setns"], when=[Compare(1, "&", libc.CLONE_NEWNET, mask=_LOW)]),
-        Rule(["setns"], when=[Compare(1, "&", libc.CLONE_NEWPID, mask=_LOW)]),
     ]
     program = compile_filter(Policy(rules))
     return refusing(program, "ioctl", 1, TERMINAL_REQUESTS, errno.EPERM)

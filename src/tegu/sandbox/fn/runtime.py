@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 from tegu.linux import libc, loopback
+from tegu.linux.clone import fork_into
 from tegu.sandbox import wireless
 from tegu.sandbox.fn import invocation
 from tegu.sandbox.fn.code import Finder, compile_tree
@@ -36,7 +37,6 @@ class _Zygote:
         self.spare: list[int] = []
         self.wanted = int(world["spare_networks"])
         self.running: dict[int, str] = {}
-        self.pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def main(control: int, world_file: int, rules: int) -> None:
@@ -135,18 +135,14 @@ def _network() -> int:
 def _fork(zygote: _Zygote, number: str, slot: int, fds: list[int]) -> None:
     network = zygote.spare.pop() if zygote.spare else _network()
     try:
-        # Back first: a pid namespace for children can only be made below one's own.
-        libc.setns(zygote.pids, libc.CLONE_NEWPID)
-        libc.unshare(libc.CLONE_NEWPID)
-        pid = os.fork()
-        if pid == 0:
+        child = fork_into(libc.CLONE_NEWNS | libc.CLONE_NEWPID)
+        if child.pid == 0:
             invocation.start(zygote.shared, fds, network, slot)  # never returns
     finally:
         os.close(network)
-    zygote.running[pid] = number
-    pidfd = os.pidfd_open(pid)
-    wireless.tell(zygote.link, "born", number, fds=[pidfd])
-    os.close(pidfd)
+    zygote.running[child.pid] = number
+    wireless.tell(zygote.link, "born", number, fds=[child.pidfd])
+    os.close(child.pidfd)
 
 
 def _reap(zygote: _Zygote) -> None:

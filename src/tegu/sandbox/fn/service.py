@@ -236,8 +236,9 @@ class Functions:
         root = _root(message)
         found = []
         for (where, name), entry in list(self._entries.items()):
-            if where == root and entry.host is not None:
-                found.append({"name": name, **_about(entry.host), **entry.tally.to_json()})
+            host = entry.host or next(iter(entry.ready.values()), None)
+            if where == root and host is not None:
+                found.append({"name": name, **_about(host), **entry.tally.to_json()})
         return found
 
     def _logs(self, message: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,6 +4,10 @@ The supervisor starts this with `python -I -S`, one for each version of a functi
 user namespace of its own, makes a pid namespace, and in that starts the template's Python with
 tegu.sandbox.fn.runtime, already confined. It waits above it; when it ends, all of it ends.
 
+That Python is root of a second user namespace, below the first: so the mounts of its tree are those
+of someone mightier, and it can neither make them writable nor look below them (mount_namespaces(7),
+"Restrictions on mount namespaces").
+
 The runtime is process 2 of its namespace, and its forks are process 1 of theirs: libraries that
 tell a fork by its pid, as OpenSSL's random generator does, see another one.
 """
@@ -41,8 +45,12 @@ sys.path.append({LIBRARY!r})
 from tegu.sandbox.fn.runtime import main
 main({_LINK}, {_WORLD}, {_RULES})
 """
-_OWN = libc.CLONE_NEWPID | libc.CLONE_NEWNET | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS
+_OWN = libc.CLONE_NEWPID | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS
 _SHARED = libc.CLONE_NEWNS | libc.CLONE_NEWCGROUP
+_SECOND = libc.CLONE_NEWUSER | libc.CLONE_NEWNS | libc.CLONE_NEWNET
+# In two ranges: a user's own id and subordinate ids are two, and a range may not span them.
+_ALL_IDS = b"0 0 1\n1 1 65535"
+_PR_SET_DUMPABLE = 4
 
 
 def main(control: int) -> None:
@@ -53,9 +61,15 @@ def main(control: int) -> None:
         plan, fds = _enter(link)
         libc.unshare(_OWN | _SHARED)
         host_name("fn")
-        loopback.loopback_up()
         first = _fork(_reap)
-        runtime = _fork(lambda: _become(link, plan, fds))
+        there_r, there_w = os.pipe()
+        mapped_r, mapped_w = os.pipe()
+        runtime = _fork(lambda: _become(link, plan, fds, there_w, mapped_r))
+        os.close(there_w)
+        if os.read(there_r, 1) == b"1":
+            _map(runtime)
+            os.write(mapped_w, b"1")
+        os.close(mapped_w)
     except OSError as e:
         wireless.tell(link, "error", f"{e.filename or 'zygote'}: {e.strerror}")
         return
@@ -84,6 +98,16 @@ def _enter(link: _socket.socket) -> tuple[dict[str, Any], list[int]]:
     return plan, fds
 
 
+def _map(pid: int) -> None:
+    """Give a process's user namespace the ids of this one's."""
+    for name in ("uid_map", "gid_map"):
+        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, _ALL_IDS)
+        finally:
+            os.close(fd)
+
+
 def _fork(work: Any) -> int:
     pid = os.fork()
     if pid:
@@ -109,7 +133,9 @@ def _reap() -> None:
             continue
 
 
-def _become(link: _socket.socket, plan: dict[str, Any], fds: list[int]) -> None:
+def _become(
+    link: _socket.socket, plan: dict[str, Any], fds: list[int], there: int, mapped: int
+) -> None:
     try:
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount("", "/", "", libc.MS_REC | libc.MS_PRIVATE)
@@ -117,6 +143,17 @@ def _become(link: _socket.socket, plan: dict[str, Any], fds: list[int]) -> None:
         if not os.access(INTERPRETER, os.X_OK):
             wireless.tell(link, "error", f"the template has no {INTERPRETER}")
             return
+        # Changing ids made this process undumpable, and its /proc/PID root's; the ids of its second
+        # user namespace are written there.
+        libc.prctl(_PR_SET_DUMPABLE, 1)
+        libc.unshare(_SECOND)
+        os.write(there, b"1")
+        if os.read(mapped, 1) != b"1":
+            return
+        libc.mount("", "/", "", libc.MS_REC | libc.MS_PRIVATE)
+        # The zygote's own; an invocation covers it.
+        libc.mount("tmpfs", "/tmp", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "size=16m")
+        loopback.loopback_up()
         world = os.memfd_create("world", 0)
         os.write(world, marshal.dumps(plan["world"], _MARSHAL))
         _confine(plan)
@@ -172,8 +209,6 @@ def _build(plan: dict[str, Any], fds: list[int]) -> None:
     attach_devices(root + "/dev", None if made is None else fds[made])
     libc.mount("proc", root + "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
     mountapi.set_attributes(root, mountapi.MOUNT_ATTR_RDONLY)
-    # The zygote's own; an invocation covers it.
-    libc.mount("tmpfs", root + "/tmp", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "size=16m")
     os.chdir(root)
     libc.pivot_root(".", ".")
     libc.umount2(".", libc.MNT_DETACH)

@@ -12,7 +12,7 @@ from functools import cache
 
 from tegu.linux import libc
 
-__all__ = ["Cloned", "clone3", "fork_into"]
+__all__ = ["Cloned", "clone3", "fork_flags", "fork_into", "python_forks"]
 
 # linux/sched.h
 _CLONE_PIDFD = 0x00001000
@@ -80,31 +80,49 @@ def clone3(namespaces: int, *, cgroup: int | None = None, as_sibling: bool = Fal
 def fork_into(namespaces: int) -> Cloned:
     """Fork a Python into new `namespaces` as `os.fork` would, with Python's fork handlers.
 
-    By clone(2), whose flags a system call filter can see, and not clone3. libc's own note of the
-    thread's id, which raise(3) and abort(3) use, is set as fork(3) does, where the kernel tells the
-    place (PR_GET_TID_ADDRESS); handlers of pthread_atfork(3) are not called. Only for a process
-    with a single thread. Raises OSError.
+    By clone(2), whose flags a system call filter can see, and not clone3; handlers of
+    pthread_atfork(3) are not called. Only for a process with a single thread. Raises OSError.
     """
-    python = ctypes.pythonapi
     pidfd = ctypes.c_int(-1)
-    flags = namespaces | _CLONE_PIDFD | _SIGCHLD
-    place = _thread_id_place()
-    if place:
-        flags |= _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
-    told = ctypes.byref(pidfd)
+    flags, place = fork_flags(namespaces)
     rest = (place, 0) if os.uname().machine == "x86_64" else (0, place)
-    python.PyOS_BeforeFork()
-    try:
-        pid = libc.syscall("clone", flags, 0, told, *rest)
-    except BaseException:
-        python.PyOS_AfterFork_Parent()
-        raise
-    if pid == 0:
-        python.PyOS_AfterFork_Child()
-        return Cloned(0, -1)
-    python.PyOS_AfterFork_Parent()
+    with python_forks() as forks:
+        pid = libc.syscall("clone", flags, 0, ctypes.byref(pidfd), *rest)
+        if pid == 0:
+            forks.in_child()
+            return Cloned(0, -1)
     os.set_inheritable(pidfd.value, False)
     return Cloned(pid, pidfd.value)
+
+
+def fork_flags(namespaces: int) -> tuple[int, int]:
+    """Return clone(2)'s flags for a fork that has a pidfd, and its place for the thread's id.
+
+    That place is libc's own note of it, which raise(3) and abort(3) use; set as fork(3) does, where
+    the kernel tells it (PR_GET_TID_ADDRESS), else 0.
+    """
+    flags = namespaces | _CLONE_PIDFD | _SIGCHLD
+    place = _thread_id_place()
+    return (flags | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID if place else flags), place
+
+
+class python_forks:  # noqa: N801 - reads as a statement
+    """Around a fork that Python does not make: what it does before and after its own
+    (PyOS_BeforeFork in Python's C API)."""
+
+    __slots__ = ("_after",)
+
+    def __enter__(self) -> python_forks:
+        self._after = ctypes.pythonapi.PyOS_AfterFork_Parent
+        ctypes.pythonapi.PyOS_BeforeFork()
+        return self
+
+    def in_child(self) -> None:
+        """Be the child: first thing there."""
+        self._after = ctypes.pythonapi.PyOS_AfterFork_Child
+
+    def __exit__(self, *_: object) -> None:
+        self._after()
 
 
 @cache

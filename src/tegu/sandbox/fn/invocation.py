@@ -27,11 +27,21 @@ from tegu.sandbox.fn.code import Finder
 from tegu.sandbox.fn.hygiene import renew
 from tegu.sandbox.fn.zygote import CODE
 
-__all__ = ["Context", "Shared", "prepare", "start"]
+__all__ = [
+    "FIRST_USER",
+    "INLINE",
+    "Context",
+    "Shared",
+    "converse",
+    "enter",
+    "prepare",
+    "tmp_options",
+]
 
 INLINE = 60_000
 """Bytes of an event or a result that go in the message; more go in a file in memory."""
-_FIRST_USER = 1000
+FIRST_USER = 1000
+"""Of the users that invocations run as; others for those that run at the same time."""
 _CONTROL = 3
 _MOST_TRACE = 16_000
 _PR_SET_DUMPABLE = 4
@@ -140,68 +150,76 @@ def _shape(found: Callable[..., Any]) -> tuple[int, bool]:
     return count, inspect.iscoroutinefunction(found)
 
 
-def start(shared: Shared, fds: list[int], network: int, slot: int) -> None:
-    """Become an invocation's sandbox and answer its calls; never returns."""
+def enter(shared: Shared, link: int, log: int, network: int, user: int) -> None:
+    """Give up in a new fork all that the zygote may do; ends the process when that fails.
+
+    The calls' socket is descriptor 3 then. native/fork.c does the same in one go.
+    """
     step = "starting"
-    link = None
     try:
-        _signal.set_wakeup_fd(-1)
-        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-        step = "entering namespaces"
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+        step = "network"
         libc.setns(network, libc.CLONE_NEWNET)
         step = "mounting"
         _mount(shared.world)
         if shared.rules >= 0:
             landlock.restrict(shared.rules)
-        step = "clearing descriptors"
-        link = _only_these(fds)
+        step = "descriptors"
+        _only_these(link, log)
+        link = _CONTROL
         step = "giving up privileges"
-        _confine(shared, slot)
-        renew()
-        gc.enable()
-        step = "taking calls"
-        _serve(shared, link)
+        _confine(shared, user)
     except BaseException as e:  # noqa: BLE001 - a fork must never return into the zygote
         _give_up(link, f"{step}: {_in_words(e)}")
-    os._exit(1)
 
 
-def _give_up(link: _socket.socket | None, reason: str) -> None:
-    if link is not None:
-        try:
-            _tell(link, ["answer", "start_failed", "text", "0", "0"], reason.encode())
-        except OSError:
-            os._exit(1)
+def converse(shared: Shared) -> None:
+    """Answer calls; never returns."""
+    try:
+        renew()
+        gc.enable()
+        _serve(shared, _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _CONTROL))
+    except BaseException as e:  # noqa: BLE001 - a fork must never return into the zygote
+        _give_up(_CONTROL, f"taking calls: {_in_words(e)}")
+
+
+def _give_up(link: int, reason: str) -> None:
+    try:
+        os.write(
+            link, b"\0".join((b"answer", b"start_failed", b"text", b"0", b"0", reason.encode()))
+        )
+    finally:
+        os._exit(1)
+
+
+def tmp_options(world: dict[str, Any]) -> str:
+    """Return the options of the file system that an invocation writes to."""
+    return f"mode=1777,size={world['disk']},nr_inodes={world['inodes']}"
 
 
 def _mount(world: dict[str, Any]) -> None:
-    options = f"mode=1777,size={world['disk']},nr_inodes={world['inodes']}"
-    libc.mount("tmpfs", "/tmp", "tmpfs", _NOSUID_NODEV, options)
+    libc.mount("tmpfs", "/tmp", "tmpfs", _NOSUID_NODEV, tmp_options(world))
     libc.mount("/tmp", "/dev/shm", "", libc.MS_BIND)
     libc.mount("proc", "/proc", "proc", _NOSUID_NODEV | libc.MS_NOEXEC)
     os.chdir(CODE)
 
 
-def _only_these(fds: list[int]) -> _socket.socket:
+def _only_these(link: int, log: int) -> None:
     """Leave nothing open but /dev/null as 0, the log as 1 and 2, and the calls' socket."""
-    link, log = fds
-    # Both are far above 3 already: the zygote's own are below.
     null = os.open("/dev/null", os.O_RDWR)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.dup2(link, _CONTROL, inheritable=False)
     libc.close_range(_CONTROL + 1)
-    return _socket.socket(fileno=_CONTROL)
 
 
-def _confine(shared: Shared, slot: int) -> None:
+def _confine(shared: Shared, user: int) -> None:
     world = shared.world
     for what, most in (
         (resource.RLIMIT_NOFILE, world["files"]),
         (resource.RLIMIT_NPROC, world["pids"]),
     ):
         resource.setrlimit(what, (most, most))
-    user = _FIRST_USER + slot
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
     confine.keep_capabilities((), bounding=False)

@@ -19,9 +19,11 @@ from typing import Any
 
 from tegu.linux import libc, loopback
 from tegu.linux.clone import fork_into
+from tegu.linux.libc import signal_descriptor
 from tegu.sandbox import wireless
 from tegu.sandbox.fn import invocation
 from tegu.sandbox.fn.code import Finder, compile_tree
+from tegu.sandbox.fn.native import find_forker
 from tegu.sandbox.fn.zygote import CODE
 
 __all__ = ["main"]
@@ -37,6 +39,7 @@ class _Zygote:
         self.spare: list[int] = []
         self.wanted = int(world["spare_networks"])
         self.running: dict[int, str] = {}
+        self.forker = find_forker(world, rules, invocation.tmp_options(world))
 
 
 def main(control: int, world_file: int, rules: int) -> None:
@@ -67,7 +70,8 @@ def main(control: int, world_file: int, rules: int) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-    wireless.tell(link, "ready", sys.version.split()[0])
+    forks = "python" if zygote.forker is None else "compiled"
+    wireless.tell(link, "ready", sys.version.split()[0], forks)
     _serve(zygote)
 
 
@@ -95,20 +99,18 @@ def _threads() -> str:
 
 def _serve(zygote: _Zygote) -> None:
     link = zygote.link
-    wake_r, wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    _signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-    _signal.signal(_signal.SIGCHLD, lambda *_: None)
+    ended = signal_descriptor(_signal.SIGCHLD)
     poll = select.poll()
     poll.register(link, select.POLLIN)
-    poll.register(wake_r, select.POLLIN)
+    poll.register(ended, select.POLLIN)
     while True:
         # Network namespaces are made ahead, but not while an invocation may be starting.
         short = len(zygote.spare) < zygote.wanted
         ready = [fd for fd, _ in poll.poll(_PAUSE if short else None)]
         if not ready:
             zygote.spare.append(_network())
-        if wake_r in ready:
-            os.read(wake_r, 4096)
+        if ended in ready:
+            os.read(ended, 4096)
             _reap(zygote)
         if link.fileno() in ready:
             data, fds = wireless.receive(link)
@@ -135,9 +137,16 @@ def _network() -> int:
 def _fork(zygote: _Zygote, number: str, slot: int, fds: list[int]) -> None:
     network = zygote.spare.pop() if zygote.spare else _network()
     try:
-        child = fork_into(libc.CLONE_NEWNS | libc.CLONE_NEWPID)
+        user = invocation.FIRST_USER + slot
+        calls, log = fds
+        if zygote.forker is not None:
+            child = zygote.forker.fork(network, calls, log, user)
+        else:
+            child = fork_into(libc.CLONE_NEWNS | libc.CLONE_NEWPID)
+            if child.pid == 0:
+                invocation.enter(zygote.shared, calls, log, network, user)
         if child.pid == 0:
-            invocation.start(zygote.shared, fds, network, slot)  # never returns
+            invocation.converse(zygote.shared)  # never returns
     finally:
         os.close(network)
     zygote.running[child.pid] = number

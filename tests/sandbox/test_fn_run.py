@@ -79,6 +79,13 @@ def supervisor() -> Iterator[Served]:
     one.stop()
 
 
+@pytest.fixture(scope="module")
+def in_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    served = Served(warm=0, compiled=False)
+    yield Bench(served.path, tmp_path_factory.mktemp("python"))
+    served.stop()
+
+
 @pytest.fixture
 def bench(supervisor: Served, tmp_path: Path) -> Iterator[Bench]:
     one = Bench(supervisor.path, tmp_path)
@@ -106,6 +113,22 @@ def test_bytes_and_much_of_it(bench: Bench) -> None:
 
 
 def test_each_invocation_is_in_a_fresh_sandbox(bench: Bench) -> None:
+    _is_fresh(bench)
+
+
+def test_it_is_so_without_what_is_compiled(in_python: Bench) -> None:
+    _is_fresh(in_python)
+    in_python.deploy(RANDOM, load="early")
+    found = [in_python.result() for _ in range(3)]
+    for key in found[0]:
+        assert len({one[key] for one in found}) == 3, key
+    in_python.deploy("import os\ndef main(e):\n    os.abort()\n")
+    answer = in_python.call()
+    assert answer.outcome == "crashed"
+    assert "SIGABRT" in answer.data.decode()
+
+
+def _is_fresh(bench: Bench) -> None:
     bench.deploy(
         "import os\n"
         "seen = []\n"
@@ -140,6 +163,7 @@ FAILING = {
     "raised": ("def main(e):\n    raise ValueError('no ' + e)\n", "ValueError: no e"),
     "exited": ("import os\ndef main(e):\n    os._exit(7)\n", "ended with 7"),
     "exited-sys": ("import sys\ndef main(e):\n    sys.exit('bye')\n", "bye"),
+    "crashed-abort": ("import os\ndef main(e):\n    os.abort()\n", "SIGABRT"),
     "crashed": (
         "import os, signal\ndef main(e):\n    import ctypes\n    ctypes.string_at(0)\n",
         "SIGSEGV",

@@ -58,6 +58,7 @@ class Home:
         *,
         slot: int,
         privileged: bool,
+        compiled: bool,
         heard: Callable[[bytes], None],
         lost: Callable[[], None],
     ) -> None:
@@ -68,6 +69,7 @@ class Home:
         self._code = code
         self._first_id = FIRST_ID + slot * IDS if privileged else 0
         self._privileged = privileged
+        self._compiled = compiled
         self._said = heard
         self._lost = lost
         self._loop = asyncio.get_running_loop()
@@ -169,6 +171,7 @@ class Home:
             "handler": spec.handler,
             "load": spec.load,
             "imports": imports,
+            "compiled": self._compiled,
             "landlock": landlock.abi() > 0,
             "filter": _box_filter(),
             "disk": spec.disk,

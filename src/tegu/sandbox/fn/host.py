@@ -259,6 +259,7 @@ class PythonHost(Host):
             self.code,
             slot=self._slot(),
             privileged=self._supervisor.privileged,
+            compiled=self._supervisor.launcher is not None,
             heard=lambda data: self.printed("", data),
             lost=self._lost,
         )

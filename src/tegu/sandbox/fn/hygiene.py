@@ -1,8 +1,9 @@
 """What a fork of a zygote must not have in common with the next one: randomness and names.
 
-Kernel sources (os.urandom, secrets) are each process's own already. `random` is reseeded by
-Python after a fork, OpenSSL by itself, as the pid differs; they are done again here, as neither is
-ours. What stays shared: the seed of str hashes, and the host's boot id.
+Kernel sources (os.urandom, secrets) are each process's own already. `random` is reseeded by its own
+fork handler, and so is what registered one (os.register_at_fork). OpenSSL sees the other pid; it
+gets fresh entropy here all the same. What stays shared: the seed of str hashes, and the host's
+boot id.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ __all__ = ["renew"]
 def renew() -> None:
     """Give this process its own random state, in every module that is loaded and has some."""
     loaded = sys.modules
-    if "random" in loaded:
-        loaded["random"].seed()
     if "_ssl" in loaded:
         loaded["_ssl"].RAND_add(os.urandom(32), 32.0)
     if "uuid" in loaded:

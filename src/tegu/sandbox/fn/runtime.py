@@ -23,7 +23,7 @@ from tegu.linux.libc import signal_descriptor
 from tegu.sandbox import wireless
 from tegu.sandbox.fn import invocation
 from tegu.sandbox.fn.code import Finder, compile_tree
-from tegu.sandbox.fn.native import find_forker
+from tegu.sandbox.fn.native import Forker, find_forker
 from tegu.sandbox.fn.zygote import CODE
 
 __all__ = ["main"]
@@ -39,7 +39,9 @@ class _Zygote:
         self.spare: list[int] = []
         self.wanted = int(world["spare_networks"])
         self.running: dict[int, str] = {}
-        self.forker = find_forker(world, rules, invocation.tmp_options(world))
+        self.forker: Forker | None = None
+        if world["compiled"]:
+            self.forker = find_forker(world, rules, invocation.tmp_options(world))
 
 
 def main(control: int, world_file: int, rules: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -363,6 +365,66 @@ def test_early_code_cannot_harm_its_host(bench: Bench) -> None:
     for name, (result, error) in found.items():
         assert result == -1, f"{name} was allowed"
         assert error, name
+
+
+def test_nothing_outlives_an_invocation(bench: Bench) -> None:
+    bench.deploy(
+        "import ctypes, errno\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "def main(e):\n"
+        "    made = [libc.shmget(77, 4096, 0o1666), libc.msgget(77, 0o1666),\n"
+        "            libc.semget(77, 1, 0o1666), libc.mq_open(b'/mine', 0o102, 0o600, None)]\n"
+        "    return made, errno.errorcode[ctypes.get_errno()]\n"
+    )
+    assert bench.result() == [[-1, -1, -1, -1], "ENOSYS"]
+
+
+JAVA = """
+import java.util.*;
+import java.util.regex.*;
+import java.util.stream.*;
+
+public class Main {
+    public static void main(String[] words) throws Exception {
+        String event = new Scanner(System.in).useDelimiter("\\\\A").next();
+        String out = Stream.of(event.split("")).sorted(Comparator.reverseOrder())
+            .collect(Collectors.joining());
+        System.err.println(Pattern.compile("a+").matcher(event).find());
+        System.out.print(java.lang.management.ManagementFactory.getRuntimeMXBean()
+            .getInputArguments().stream().map(a -> '"' + a + '"')
+            .collect(Collectors.joining(",", "[\\"" + out.trim() + "\\",", "]")));
+    }
+}
+"""
+
+
+@pytest.mark.slow
+def test_java_starts_from_an_archive_of_its_classes(bench: Bench, tmp_path: Path) -> None:
+    if shutil.which("javac") is None:
+        pytest.skip("there is no Java compiler here")
+    source = tmp_path / "java"
+    source.mkdir()
+    (tmp_path / "Main.java").write_text(JAVA)
+    subprocess.run(["javac", "-d", str(source), str(tmp_path / "Main.java")], check=True)
+    jar = ["jar", "--create", "--file", "app.jar", "--main-class", "Main", "-C", ".", "Main.class"]
+    subprocess.run(jar, check=True, cwd=source)
+    options: dict[str, Any] = {"timeout": PATIENT, "disk": 2**28, "pids": 200}
+    command = ("java", "-Xshare:on", "-Xlog:class+load:stderr", "-jar", "app.jar")
+    spec = FunctionSpec("j", runtime="java", command=command, train="123", **options)
+    deploy(spec, source, path=bench.path, store=bench.store)
+    answer = bench.call(132, "j")
+    text, *arguments = answer.result()
+    assert text == "321"
+    assert "-XX:SharedArchiveFile=/fn/.tegu-classes.jsa" in arguments
+    # Its own class came out of the archive: with -Xshare:on there is no other way to start.
+    assert "Main source: shared objects file (top)" in bench.text("j")
+    assert [d.name for d in deployed(bench.store)] == ["j"]
+    bad = FunctionSpec("k", runtime="java", command=("java", "-jar", "none.jar"), **options)
+    with pytest.raises(SandboxError, match=r"Unable to access jarfile none\.jar"):
+        deploy(bad, source, path=bench.path, store=bench.store)
+    with pytest.raises(UsageError, match="is not java"):
+        wrong = FunctionSpec("k", runtime="java", command=("sh",), **options)
+        deploy(wrong, source, path=bench.path, store=bench.store)
 
 
 def test_early_code_that_starts_threads_is_refused(bench: Bench) -> None:

@@ -45,6 +45,10 @@ def deploy(
     concurrency: int = typer.Option(None, help="How many run at the same time (8)."),
     queue: int = typer.Option(None, help="How many wait; one more is refused (64)."),
     idle: float = typer.Option(None, metavar="S", help="Seconds until nothing is kept (300)."),
+    archive: bool = typer.Option(
+        True, "--archive/--no-archive", help="Java: make an archive of the classes it loads."
+    ),
+    train: str = typer.Option(None, metavar="EVENT", help="Java: for the run that collects them."),
     as_json: bool = _JSON,
 ) -> None:
     """Deploy a file or a directory; the version before answers until the new one is ready.
@@ -71,6 +75,8 @@ def deploy(
         "concurrency": concurrency,
         "queue": queue,
         "idle": idle,
+        "archive": None if archive else False,
+        "train": train,
     }
     specs = plan(source, name, handler, command or [], options)
     if not specs:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from tegu.errors import SandboxError, StoreError, UsageError
 from tegu.files import write_atomic
 from tegu.sandbox.client import supervisor
+from tegu.sandbox.fn import java
+from tegu.sandbox.fn.client import Caller, logs
 from tegu.sandbox.fn.discover import imports_of
 from tegu.sandbox.fn.shelf import (
     NAMES,
@@ -25,6 +27,7 @@ from tegu.sandbox.fn.shelf import (
     read_name,
 )
 from tegu.sandbox.fn.spec import FunctionSpec
+from tegu.sandbox.fn.zygote import CODE
 from tegu.store import Store
 
 __all__ = ["deploy", "deployed", "put", "remove", "rollback"]
@@ -33,6 +36,8 @@ _SKIPPED = frozenset(["__pycache__", ".git", ".hg", ".venv", "node_modules", ".m
 _MOST_BYTES = 2**30
 _MOST_FILES = 50_000
 _KEPT_VERSIONS = 5
+_WHEN = 1
+"""Of every file, in seconds: an archive of classes is only good for files as old as it knows."""
 
 
 def deploy(
@@ -45,8 +50,31 @@ def deploy(
     """
     where = store or Store.default()
     with where.shared():
-        version = put(spec, source, where)
+        laid: dict[str, bytes] = {}
+        if spec.runtime == "java":
+            spec, laid = _with_archive(spec, source, where, path)
+        version = put(spec, source, where, laid)
         return _turn(where, spec.name, version, path)
+
+
+def _with_archive(
+    spec: FunctionSpec, source: Path, store: Store, path: Path | None
+) -> tuple[FunctionSpec, dict[str, bytes]]:
+    """Return a Java function as it will run, and the archive of classes that belongs to it."""
+    if not spec.archive:
+        return replace(spec, command=java.command_with(spec, None)), {}
+    once = java.training(spec)
+    _turn(store, once.name, put(once, source, store), path)
+    try:
+        with Caller(path, store.root) as caller:
+            answer = caller.call_raw(once.name, spec.train.encode(), "json")
+        said = logs(once.name, path=path, store=store)
+    finally:
+        remove(once.name, path=path, store=store)
+    words = " ".join(" ".join(str(entry["text"]) for entry in said).split())
+    archive = java.checked(answer.data, answer.outcome, words[-500:])
+    command = java.command_with(spec, f"{CODE}/{java.ARCHIVE}")
+    return replace(spec, command=command), {java.ARCHIVE: archive}
 
 
 def rollback(
@@ -127,8 +155,13 @@ def _turn(store: Store, name: str, version: str, path: Path | None) -> Deployed:
     return after
 
 
-def put(spec: FunctionSpec, source: Path, store: Store) -> str:
-    """Put a version into the store, unless it is there; returns its key."""
+def put(
+    spec: FunctionSpec, source: Path, store: Store, laid: Mapping[str, bytes] | None = None
+) -> str:
+    """Put a version into the store, unless it is there; returns its key.
+
+    `laid` are files beside those of `source`.
+    """
     files = list(_files(source))
     if not files:
         raise UsageError(f"{source}: there is no file to deploy")
@@ -139,6 +172,10 @@ def put(spec: FunctionSpec, source: Path, store: Store) -> str:
     digest = hashlib.sha256(head.encode())
     contents: dict[str, tuple[int, bytes]] = {}
     total = 0
+    for inside, data in (laid or {}).items():
+        contents[inside] = 0o644, data
+        digest.update(f"\0{inside}\0{len(data)}\0".encode())
+        digest.update(data)
     for inside, path in files:
         try:
             data = path.read_bytes()
@@ -170,6 +207,7 @@ def _lay(tree: Path, head: str, contents: dict[str, tuple[int, bytes]]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
             target.chmod(mode)
+            os.utime(target, (_WHEN, _WHEN))
         for directory in (tree, code, *(p for p in code.rglob("*") if p.is_dir())):
             directory.chmod(0o755)
         fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)

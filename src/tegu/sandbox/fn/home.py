@@ -18,11 +18,10 @@ import tegu
 from tegu.errors import SandboxError
 from tegu.linux import landlock, mountapi
 from tegu.sandbox.devices import new_devices
-from tegu.sandbox.fn.policy import ZYGOTE_CAPABILITIES, zygote_filter
+from tegu.sandbox.fn.policy import ZYGOTE_CAPABILITIES, invocation_filter, zygote_filter
 from tegu.sandbox.fn.spec import FunctionSpec
 from tegu.sandbox.fn.zygote import CODE, LIBRARY
 from tegu.sandbox.nursery import FIRST_ID, IDS, hand_over
-from tegu.sandbox.policy import box_filter
 from tegu.sandbox.spec import BASE_ENVIRONMENT
 from tegu.sandbox.template import Template, find_template
 from tegu.sandbox.wireless import receive, tell
@@ -173,7 +172,7 @@ class Home:
             "imports": imports,
             "compiled": self._compiled,
             "landlock": landlock.abi() > 0,
-            "filter": _box_filter(),
+            "filter": _invocation_filter(),
             "disk": spec.disk,
             "inodes": max(1024, spec.disk // 4096),
             "files": spec.files,
@@ -292,8 +291,8 @@ class Home:
 
 
 @cache
-def _box_filter() -> bytes:
-    return box_filter()
+def _invocation_filter() -> bytes:
+    return invocation_filter()
 
 
 @cache

@@ -43,6 +43,10 @@ class FunctionSpec:
     command: Sequence[str] = ()
     """The program of the other runtimes: event on stdin, result on stdout. Its directory is the
     code's, /fn."""
+    archive: bool = True
+    """Whether a deployment of the runtime java makes an archive of the classes that it loads."""
+    train: str = "null"
+    """The event, as JSON, of the run that collects them."""
     template: str = "host"
     load: str = "late"
     """When the author's module runs: "late", in each invocation, as strictly held as all that it
@@ -88,6 +92,9 @@ class FunctionSpec:
         for module in _texts("imports", self.imports):
             if _MODULE.fullmatch(module) is None:
                 raise UsageError(f"imports: {module!a} is not the name of a module")
+        if not isinstance(self.archive, bool):
+            raise UsageError(f"archive: {self.archive!a} is neither true nor false")
+        _text("train", self.train)
         if not isinstance(self.env, Mapping):
             raise UsageError("env: a table is wanted")
         for name, value in self.env.items():

@@ -83,7 +83,7 @@ class Fork:
             if written >= 0:
                 os.close(written)
         self._link.setblocking(False)
-        self._loop.add_reader(self._link, self._heard)
+        self._loop.add_reader(self._link.fileno(), self._heard)
         self._loop.add_reader(self._log, self._logged)
 
     @property
@@ -250,7 +250,7 @@ class Fork:
 
     def _let_link_go(self) -> None:
         if self._link.fileno() >= 0:
-            self._loop.remove_reader(self._link)
+            self._loop.remove_reader(self._link.fileno())
             self._link.close()
 
     def _let_log_go(self) -> None:

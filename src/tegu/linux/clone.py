@@ -91,7 +91,6 @@ def fork_into(namespaces: int) -> Cloned:
         if pid == 0:
             forks.in_child()
             return Cloned(0, -1)
-    os.set_inheritable(pidfd.value, False)
     return Cloned(pid, pidfd.value)
 
 

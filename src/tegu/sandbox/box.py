@@ -294,7 +294,9 @@ class Box:
                 if pending is not None and not (pending.timed_out and self._once):
                     pending.finish(_outcome(pending, status, user, system, rss, self._starved()))
                     if self._once:
-                        self._loop.remove_reader(self._link.fileno())  # there is nothing more to hear
+                        self._loop.remove_reader(
+                            self._link.fileno()
+                        )  # there is nothing more to hear
                         self.kill()
             elif words[0] == "done":
                 kept = self._answer(int(words[1]), fds)

@@ -71,7 +71,6 @@ class Forker:
                 return Cloned(0, -1)
         if pid < 0:
             raise OSError(-pid, os.strerror(-pid), "fork")
-        os.set_inheritable(order.pidfd, False)
         return Cloned(pid, order.pidfd)
 
 

@@ -1,9 +1,9 @@
 """What a wheel has compiled: the sandbox's launcher and the probes (hatchling's build hook).
 
 The launcher (src/tegu/sandbox/native/box.c) is static, so that it runs on any Linux of this
-architecture. Without a C compiler there is none, and boxes start more slowly; TEGU_LAUNCHER=no
-leaves it out, =yes makes it a must. The probes (src/tegu/probe/bpf) need clang, and a wheel has
-them; in a source tree `./dev` compiles them.
+architecture; what forks functions (fork.c) needs no library. Without a C compiler there is neither,
+and boxes start more slowly; TEGU_LAUNCHER=no leaves them out, =yes makes them a must. The probes
+(src/tegu/probe/bpf) need clang, and a wheel has them; in a source tree `./dev` compiles them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,24 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FLAGS = ["-std=gnu11", "-O2", "-Wall", "-static", "-s", "-fstack-protector-strong"]
+_FLAGS = ["-std=gnu11", "-O2", "-Wall", "-s"]
+NATIVE = {
+    "tegu-box": ("box.c", [*_FLAGS, "-static", "-fstack-protector-strong"]),
+    # Without libc, which calls nothing of a template's either; so nothing checks its stack.
+    "tegu-fork.so": (
+        "fork.c",
+        [
+            *_FLAGS,
+            "-shared",
+            "-fPIC",
+            "-nostdlib",
+            "-ffreestanding",
+            "-fno-stack-protector",
+            "-fno-builtin",
+            "-fno-tree-loop-distribute-patterns",
+        ],
+    ),
+}
 
 
 class NativeHook(BuildHookInterface):  # type: ignore[type-arg, misc]
@@ -30,7 +47,7 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg, misc]
         """Compile what is C, and add it to the wheel."""
         root = Path(self.root)
         if self._launcher(root / "src/tegu/sandbox/native") and version != "editable":
-            build_data["artifacts"].append("src/tegu/sandbox/native/tegu-box")
+            build_data["artifacts"] += [f"src/tegu/sandbox/native/{name}" for name in NATIVE]
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["tag"] = f"py3-none-{platform}"
@@ -39,29 +56,39 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg, misc]
                 build_data["force_include"][str(path)] = str(path.relative_to(root / "src"))
 
     def _launcher(self, native: Path) -> bool:
-        """Put `tegu-box` beside its source; False when there is none."""
+        """Put what is C beside its source, all of it; False when there is none."""
         wish = os.environ.get("TEGU_LAUNCHER", "")
-        target = native / "tegu-box"
         if wish == "no":
-            target.unlink(missing_ok=True)
+            _remove(native)
             return False
         compiler = shlex.split(os.environ.get("CC", "cc"))
-        fresh = native / f"tegu-box.{os.getpid()}"
-        if shutil.which(compiler[0]) is None:
-            why = f"there is no {compiler[0]}"
-        else:
-            command = [*compiler, *FLAGS, "-o", str(fresh), str(native / "box.c")]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            why = "" if done.returncode == 0 else done.stderr.strip()
+        why = "" if shutil.which(compiler[0]) else f"there is no {compiler[0]}"
+        for target, (source, flags) in NATIVE.items():
+            why = why or _compile([*compiler, *flags], native / source, native / target)
         if why:
-            fresh.unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
+            _remove(native)
             if wish == "yes":
                 raise RuntimeError(f"the sandbox's launcher cannot be built: {why}")
             self.app.display_warning(f"without the sandbox's launcher: {why}")
             return False
-        fresh.replace(target)
         return True
+
+
+def _remove(native: Path) -> None:
+    for target in NATIVE:
+        (native / target).unlink(missing_ok=True)
+
+
+def _compile(command: list[str], source: Path, target: Path) -> str:
+    """Compile one file; returns what went wrong."""
+    fresh = target.with_name(f"{target.name}.{os.getpid()}")
+    whole = [*command, "-o", str(fresh), str(source)]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    if done.returncode:
+        fresh.unlink(missing_ok=True)
+        return done.stderr.strip()
+    fresh.replace(target)
+    return ""
 
 
 def _probes(source: Path) -> list[Path]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import Bar, BenchError, BenchResult, machine
+from bench.sandbox.functions import Functions
 
 from tegu.linux import libc
 from tegu.process import run as run_program
@@ -79,13 +80,17 @@ def _run(plan: Plan, scratch: Path) -> BenchResult:
         tools["tegu warm --no-init"] = _client(warm, {"init": False})
         tools["tegu warm, in Python"] = _client(python)
         tools["tegu run (shell)"] = _shell(warm)
+        functions = Functions(warm, scratch)
+        tools["tegu function"] = functions.start()
         with Sandbox.create(path=warm) as box:
             tools["tegu, in a box that runs"] = _client(warm, name=box.name)
             times = _take_turns(tools, plan.starts)
         rates = _rates(peers, {"tegu cold": cold, "tegu warm": warm}, plan.seconds)
+        rates["tegu function"] = {n: functions.flood(n, plan.seconds) for n in (1, 2, 8)}
         sustained, work = _worked(warm, plan.sustained)
         in_python, work_in_python = _worked(python, plan.seconds)
         bare, full = _idle(warm, init=False), _idle(warm, init=True)
+        forked = functions.idle()
     rows = []
     for name, found in times.items():
         p50 = statistics.median(found)
@@ -108,9 +113,15 @@ def _run(plan: Plan, scratch: Path) -> BenchResult:
         " first process above it (proportional set size of its processes).",
         "Rows of tegu: the class `container` with its own network namespace. bwrap runs with"
         " --unshare-all, crun and tegu-oci without cgroups, runc as it comes.",
-        "Functions are not measured: this version has none.",
+        "`tegu function` is an invocation that returns its event, in a fork of its zygote with"
+        " mount, pid and network namespaces of its own, from call to answer.",
     ]
-    return BenchResult("sandbox", machine(), rows, _bars(times, sustained, full), notes)
+    bars = _bars(times, sustained, full)
+    if "bwrap" in rates:
+        ratio = rates["tegu function"][8] / rates["bwrap"][8]
+        bars.append(Bar.at_least("functions a second at 8 of bwrap's starts", ratio, 2.0))
+    bars.append(Bar.at_most("idle forked function, MiB", forked, 1.5))
+    return BenchResult("sandbox", machine(), rows, bars, notes)
 
 
 def _hide_hybrid(notes: list[str]) -> None:

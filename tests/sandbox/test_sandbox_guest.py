@@ -70,10 +70,23 @@ with Sandbox.create(cpus=0.2) as box:
         said["killed"] = "box"
     said["neighbour"] = box.run("echo well").text
     held.close()
+from tegu.sandbox.fn import FunctionSpec, deploy, invoke, remove
+from tegu.store import Store
+store = Store(Path("/var/tmp/functions"))
+Path("/tmp/app.py").write_text(
+    "import os\\ndef main(n):\\n    x = bytearray(n)\\n    return [len(x), os.getpid()]\\n"
+)
+spec = FunctionSpec("f", handler="app:main", memory=64 << 20, cpus=1, pids=20, timeout=600)
+deploy(spec, Path("/tmp/app.py"), store=store)
+answers = [invoke("f", n, store=store) for n in (1 << 20, 200 << 20, 2 << 20)]
+said["functions"] = [a.outcome for a in answers]
+said["results"] = [answers[0].result(), answers[2].result()]
+said["peak"] = answers[1].account["memory_peak"]
+remove("f", store=store)
 end = time.monotonic() + 60
-while any(p.is_dir() for p in group.glob("b*")) and time.monotonic() < end:
+while any(p.is_dir() for p in group.glob("[bf]*-*")) and time.monotonic() < end:
     time.sleep(0.1)
-said["left"] = [p.name for p in group.glob("b*") if p.is_dir()]
+said["left"] = [p.name for p in group.glob("[bf]*-*") if p.is_dir()]
 said["zygotes"] = supervisor("list")["zygotes"]
 print("SAID " + json.dumps(said))
 """
@@ -138,6 +151,8 @@ def test_limits_by_cgroup_v2(guest: QemuMachine, how: str) -> None:
             pytest.skip("the launcher was not built: there was no C compiler at ./dev setup")
         guest.copy_in(launcher, "/tmp/tegu-box")
         do(guest, f"install -m 755 /tmp/tegu-box {PACKAGES}/tegu/sandbox/native/tegu-box")
+        guest.copy_in(launcher.with_name("tegu-fork.so"), "/tmp/tegu-fork.so")
+        do(guest, f"install -m 755 /tmp/tegu-fork.so {PACKAGES}/tegu/sandbox/native/")
     said = boxes(guest)
     assert said["zygotes"] == {"host": how}
     assert said["providers"] == ["cgroup v2", "cgroup v2", "cgroup v2 for the whole box"]
@@ -159,4 +174,7 @@ def test_limits_by_cgroup_v2(guest: QemuMachine, how: str) -> None:
     assert said["usage, busy"]["throttled_us"] > 0
     assert said["killed"] in ("box", 137)
     assert said["neighbour"] == "well\n"
+    assert said["functions"] == ["ok", "out_of_memory", "ok"]
+    assert said["results"] == [[1 << 20, 1], [2 << 20, 1]]
+    assert 32 << 20 < said["peak"] <= 64 << 20
     assert said["left"] == []

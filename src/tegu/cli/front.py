@@ -70,6 +70,7 @@ VERBS: dict[str, Verb] = {
     "test": Verb("tegu.cli.lab", "app", "Run a test plan against an image or a machine."),
     "run": Verb("tegu.cli.sandbox", "run_app", "Run a command in a new sandbox."),
     "sandbox": Verb("tegu.cli.sandbox", "app", "Sandboxes: serve, look after, examine."),
+    "fn": Verb("tegu.cli.fn", "app", "Functions: deploy, call, list, roll back, serve."),
     "kdump": Verb("tegu.cli.kdump", "app", "Crash dumps: on, off, tried and read."),
     "probe": Verb("tegu.cli.probe", "app", "Ask what slows this machine down, and who."),
     "doctor": Verb("tegu.cli.doctor", "app", "Say what is wrong with this machine, and why."),

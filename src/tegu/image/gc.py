@@ -14,7 +14,9 @@ from tegu.store import Store
 
 __all__ = ["Freed", "collect", "usage"]
 
-_KEPT = frozenset(["blobs", "locks", "partial", "tmp", "history", "VERSION"])
+_KEPT = frozenset(
+    ["blobs", "locks", "partial", "tmp", "history", "functions", "function-names", "VERSION"]
+)
 # ccache bounds itself; its directories do not change when what is in them is used.
 _BOUNDED = frozenset(["ccache-1"])
 

@@ -38,6 +38,7 @@ __all__ = [
     "prctl",
     "preload",
     "setns",
+    "signal_descriptor",
     "syncfs",
     "syscall",
     "trim_memory",
@@ -78,6 +79,7 @@ _CLOSE_RANGE_CLOEXEC = 4
 # Without a libc wrapper on Debian 12: asm/unistd_64.h and asm-generic/unistd.h. Numbers from 424
 # on are the same on every architecture.
 _NUMBERS = {
+    "clone": {"x86_64": 56, "aarch64": 220},
     "pivot_root": {"x86_64": 155, "aarch64": 41},
     "capset": {"x86_64": 126, "aarch64": 91},
     "seccomp": {"x86_64": 317, "aarch64": 277},
@@ -206,6 +208,17 @@ def close_range(first: int, last: int = 0xFFFFFFFF, *, on_exec: bool = False) ->
     """close_range(2): close all descriptors `first` to `last`, now or when a program starts."""
     flags = _CLOSE_RANGE_CLOEXEC if on_exec else 0
     syscall("close_range", first, last, flags)
+
+
+def signal_descriptor(number: int) -> int:
+    """signalfd(2): block a signal; returns a descriptor that can be read when it was sent."""
+    import _signal  # type: ignore[import-not-found] # what signal wraps, without enum
+
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, [number])
+    mask = (ctypes.c_ulong * 16)()  # sigset_t of glibc and musl
+    mask[0] = 1 << number - 1
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
+    return call("signalfd", ctypes.c_int(-1), mask, ctypes.c_int(flags), what="signalfd")
 
 
 def file_system(fd: int) -> int:

@@ -171,7 +171,7 @@ class Box:
         The answer does not wait for the box to be taken apart, which takes longer than the start.
         """
         self.state = "live"
-        self._loop.add_reader(self._link, self._heard_one)
+        self._loop.add_reader(self._link.fileno(), self._heard_one)
         self._once = True
         pending.program = run.argv[0]
         self._arm(pending, run.timeout, self.kill)
@@ -180,7 +180,7 @@ class Box:
     def settle(self, pending: Pending) -> None:
         """Make it a box that lives on; `pending` hears when it takes orders."""
         self.state = "live"
-        self._loop.add_reader(self._link, self._heard_one)
+        self._loop.add_reader(self._link.fileno(), self._heard_one)
         self._ask("init", pending)
 
     def run(self, run: RunSpec, fds: list[int], pending: Pending) -> int:
@@ -303,7 +303,7 @@ class Box:
         except OSError:
             data, fds = b"", []
         if not data:
-            self._loop.remove_reader(self._link)
+            self._loop.remove_reader(self._link.fileno())
             self.kill()  # its first process let go of us: so do we of the box
             return False
         self._take(data.decode(errors="replace").split("\0"), fds)
@@ -328,7 +328,9 @@ class Box:
                 if pending is not None and not (pending.timed_out and self._once):
                     pending.finish(_outcome(pending, status, user, system, rss, self._starved()))
                     if self._once:
-                        self._loop.remove_reader(self._link)  # there is nothing more to hear
+                        self._loop.remove_reader(
+                            self._link.fileno()
+                        )  # there is nothing more to hear
                         self.kill()
             elif words[0] == "done":
                 kept = self._answer(int(words[1]), fds)
@@ -409,7 +411,7 @@ class Box:
         if self._life is not None:
             self._life.cancel()
         if self.state == "live":
-            self._loop.remove_reader(self._link)
+            self._loop.remove_reader(self._link.fileno())
         self._link.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)

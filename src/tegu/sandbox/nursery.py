@@ -21,7 +21,7 @@ from tegu.sandbox.policy import CAPABILITIES, box_filter
 from tegu.sandbox.template import Template
 from tegu.sandbox.wireless import receive, tell
 
-__all__ = ["FIRST_ID", "MAX_TEMPLATES", "SPARE_NETWORKS", "Expecting", "Zygote"]
+__all__ = ["FIRST_ID", "IDS", "MAX_TEMPLATES", "SPARE_NETWORKS", "Expecting", "Zygote", "hand_over"]
 
 FIRST_ID = 0x6F00_0000
 """Ids of boxes on the host when the supervisor is root: 65,536 for each template from here on,
@@ -151,7 +151,7 @@ class Zygote:
         }
         try:
             assert self._link is not None
-            _hand_over(self._link, marshal.dumps(plan), fds)
+            hand_over(self._link, marshal.dumps(plan), fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -209,7 +209,7 @@ class Zygote:
             who.stillborn("the template's zygote has ended")
 
 
-def _hand_over(link: socket.socket, plan: bytes, fds: list[int]) -> None:
+def hand_over(link: socket.socket, plan: bytes, fds: list[int]) -> None:
     """Send the plan in a file of its own: it may be longer than a message."""
     file = os.memfd_create("plan", os.MFD_CLOEXEC)
     try:

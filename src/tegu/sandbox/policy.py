@@ -11,7 +11,7 @@ import socket
 
 from tegu.linux.seccomp import Compare, Policy, Rule, compile_filter, refusing
 
-__all__ = ["CAPABILITIES", "box_filter", "box_policy"]
+__all__ = ["CAPABILITIES", "TERMINAL_REQUESTS", "box_filter", "box_policy"]
 
 CAPABILITIES = (
     "chown",
@@ -87,8 +87,8 @@ unshare userfaultfd vhangup iopl ioperm kcmp lookup_dcookie fanotify_init
 """
 _NEW_NAMESPACES = 0x7E020080
 """All CLONE_NEW* flags of clone(2), the one for time included."""
-_TIOCSTI = 0x5412
-_TIOCLINUX = 0x541C
+TERMINAL_REQUESTS = (0x5412, 0x541C)
+"""TIOCSTI and TIOCLINUX, which type into a terminal."""
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 _LOW = 0xFFFFFFFF
@@ -103,7 +103,7 @@ def box_filter() -> bytes:
     nanoseconds. Typing into a terminal is refused: its reader may be a shell of the host
     (CVE-2016-2568).
     """
-    return refusing(compile_filter(box_policy()), "ioctl", 1, (_TIOCSTI, _TIOCLINUX), errno.EPERM)
+    return refusing(compile_filter(box_policy()), "ioctl", 1, TERMINAL_REQUESTS, errno.EPERM)
 
 
 def box_policy() -> Policy:

@@ -15,7 +15,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tegu.errors import SandboxError, TeguError, UsageError
 from tegu.sandbox import doctor, wire
@@ -23,9 +23,13 @@ from tegu.sandbox.box import Box, Outcome, Pending, RefusedError
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.supervisor import Supervisor
 
+if TYPE_CHECKING:
+    from tegu.sandbox.fn.service import Functions
+
 __all__ = ["Service"]
 
 Answer = Outcome | list[int] | SandboxError
+_Fds = list[int]  # _Connection has an operation of the name `list`
 
 
 class Service:
@@ -38,6 +42,7 @@ class Service:
         self.stop = stop
         self._listener = listener
         self._connections: set[_Connection] = set()
+        self._functions: Functions | None = None
         self._words: object = {}
         self._spec = BoxSpec()
         self._loop = asyncio.get_running_loop()
@@ -51,7 +56,15 @@ class Service:
 
     def busy(self) -> bool:
         """Whether a client is connected."""
-        return bool(self._connections)
+        return bool(self._connections) or (self._functions is not None and self._functions.busy())
+
+    def functions(self) -> Functions:
+        """Return what keeps functions; loaded when the first is asked for."""
+        if self._functions is None:
+            from tegu.sandbox.fn.service import Functions
+
+            self._functions = Functions(self.supervisor)
+        return self._functions
 
     def _accept(self) -> None:
         for _ in range(64):
@@ -70,6 +83,8 @@ class Service:
 
     def close(self) -> None:
         """Hear no more."""
+        if self._functions is not None:
+            self._functions.close()
         self._loop.remove_reader(self._listener)
         self._listener.close()
         for connection in list(self._connections):
@@ -99,6 +114,8 @@ class _Connection:
         self._loop = asyncio.get_running_loop()
         self._runs: dict[int, tuple[Box, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.leaving: set[Callable[[], None]] = set()
+        """What is to be done when this connection closes."""
         self._open = True
         self._loop.add_reader(link, self.heard)
 
@@ -130,6 +147,8 @@ class _Connection:
                 box.kill()
         for box, number in list(self._runs.values()):
             box.kill_run(number)
+        for leave in list(self.leaving):
+            leave()
         self._gone(self)
 
     def _reply(
@@ -154,6 +173,10 @@ class _Connection:
             wire.send(self._link, body, fds or [])
         except (OSError, UsageError):
             self.close()  # it does not read its answers
+
+    def reply(self, n: int, ok: object = None, *, fds: _Fds | None = None) -> None:
+        """Answer request `n`."""
+        self._reply(n, ok, fds=fds)
 
     def _handle(self, message: dict[str, Any], fds: list[int]) -> None:
         n = message.get("n")
@@ -432,6 +455,10 @@ class _Connection:
         found.append(doctor.launcher(there=self._supervisor.launcher is not None))
         self._reply(n, [f.to_json() for f in found])
 
+    def function(self, n: int, message: dict[str, Any], fds: _Fds) -> Awaitable[None] | None:
+        """Functions: tegu.sandbox.fn.service."""
+        return self._service.functions().answer(self, n, message, fds)
+
     def shutdown(self, n: int, *_: object) -> None:
         """End the supervisor, and every box with it."""
         self._reply(n, True)
@@ -457,6 +484,7 @@ _OPS: dict[str, Callable[[_Connection, int, dict[str, Any], list[int]], Awaitabl
     "kill": _Connection.kill,
     "list": _Connection.list,
     "doctor": _Connection.doctor,
+    "fn": _Connection.function,
     "shutdown": _Connection.shutdown,
 }
 

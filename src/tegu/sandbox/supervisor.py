@@ -27,7 +27,7 @@ from tegu.sandbox.native import find_launcher, open_launcher
 from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
 from tegu.sandbox.spec import BoxSpec, Limits
-from tegu.sandbox.template import find_template
+from tegu.sandbox.template import Template, find_template
 
 __all__ = ["Supervisor", "main"]
 
@@ -58,7 +58,12 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._filling = False
         self._closing = False
-        self._thread = ThreadPoolExecutor(1, "groups")
+        self.thread = ThreadPoolExecutor(1, "groups")
+        """Where what waits for the whole machine is done."""
+        self.templates: dict[str, Template] = {}
+        """Templates that are made of others, by names that no directory has."""
+        self.held: set[str] = set()
+        """Whose ids are in use beside those of templates: see `slot`."""
         self._slots: dict[str, int] = {}
         self._next = 0
 
@@ -97,32 +102,36 @@ class Supervisor:
             except OSError:
                 same = False
             if not same:
-                self._drop_zygote(path)
+                self.drop_zygote(path)
         return spec if path == spec.template else replace(spec, template=path)
 
-    def _drop_zygote(self, template: str) -> None:
-        """Let a zygote go, and the boxes made ahead of it; those in use live on."""
+    def drop_zygote(self, template: str) -> None:
+        """Let a zygote go, if there is one, and the boxes made ahead; those in use live on."""
+        if template not in self._zygotes:
+            return
         for key in [key for key in self._pools if key[0] == template]:
             self._pools.pop(key).empty()
         self._zygotes.pop(template).stop()
 
-    def _slot(self, template: str) -> int:
-        """Return the template's number, from which its ids on the host follow."""
+    def slot(self, template: str) -> int:
+        """Return the template's number, from which its ids on the host follow; raises SandboxError
+        when all are taken."""
         used = {z.template.name for z in self._zygotes.values()}
-        used |= {b.spec.template for b in self.boxes.values()} | set(self._starting)
+        used |= {b.spec.template for b in self.boxes.values()} | set(self._starting) | self.held
         self._slots = {name: n for name, n in self._slots.items() if name in used}
         taken = set(self._slots.values())
         free = next(n for n in range(MAX_TEMPLATES + 1) if n not in taken)
-        return self._slots.setdefault(template, free)
-
-    async def _start_zygote(self, template: str) -> Zygote:
-        found = find_template(template)
-        slot = self._slot(template)
+        slot = self._slots.setdefault(template, free)
         if slot >= MAX_TEMPLATES:
             raise SandboxError(
                 f"template {template}: {MAX_TEMPLATES} others are in use",
                 hint="one becomes free when no box of it runs, a minute after its last start",
             )
+        return slot
+
+    async def _start_zygote(self, template: str) -> Zygote:
+        found = self.templates.get(template) or find_template(template)
+        slot = self.slot(template)
         zygote = Zygote(
             found,
             slot,
@@ -137,11 +146,11 @@ class Supervisor:
     def check(self, spec: BoxSpec) -> None:
         """Raise UnsupportedError when this host cannot give what is asked for."""
         doctor.require(spec.kind)
-        if spec.limits.memory is not None or spec.limits.cpus is not None:
-            self._check_limits(spec.limits)
+        self.check_limits(spec.limits.memory, spec.limits.cpus)
 
-    def _check_limits(self, limits: Limits) -> None:
-        for controller, value in (("memory", limits.memory), ("cpu", limits.cpus)):
+    def check_limits(self, memory: int | None, cpus: float | None) -> None:
+        """Raise UnsupportedError when this host cannot limit bytes or processors as asked."""
+        for controller, value in (("memory", memory), ("cpu", cpus)):
             if value is not None and not self.groups.provider(controller):
                 raise UnsupportedError(f"a limit on {controller}: {self.groups.why[controller]}")
 
@@ -210,7 +219,7 @@ class Supervisor:
             else:
                 passed(SandboxError(f"box {box.name}: a limit on pids: {error}"))
 
-        self._loop.run_in_executor(self._thread, attach).add_done_callback(attached)
+        self._loop.run_in_executor(self.thread, attach).add_done_callback(attached)
 
     def take(self, spec: BoxSpec) -> Box:
         """Return a new box: a ready one if there is, else one that is being cloned."""
@@ -300,7 +309,7 @@ class Supervisor:
                     del self._pools[key]
             for name, zygote in list(self._zygotes.items()):
                 if name != "host" and time.monotonic() - zygote.last_use > _ZYGOTE_IDLE:
-                    self._drop_zygote(name)
+                    self.drop_zygote(name)
             idle = time.monotonic() - self.last_use
             if idle_exit and idle > idle_exit and not self.in_use() and not busy():
                 stop.set()
@@ -316,7 +325,7 @@ class Supervisor:
             await asyncio.sleep(0.005)
         for zygote in self._zygotes.values():
             zygote.stop()
-        self._thread.shutdown()
+        self.thread.shutdown()
         self.groups.close()
 
 

@@ -127,8 +127,9 @@ def _host() -> Template:
             skeleton.append((f"/{name}", "dir", "0755"))
             mounts.append((f"/{name}", f"/{name}"))
     # Copied, as each mount costs every box some time; root's own files stay out.
-    for name in _ETC:
-        skeleton += _copy(Path("/etc", name))
+    # A Java's directory has links to its settings in /etc, java.security among them.
+    for path in (*(Path("/etc", name) for name in _ETC), *sorted(Path("/etc").glob("java-*-*"))):
+        skeleton += _copy(path)
     skeleton += [(path, "file", text.encode()) for path, text in _ACCOUNTS.items()]
     return Template("host", None, skeleton, mounts)
 

@@ -1,8 +1,8 @@
-"""What a wheel has compiled: the sandbox's launcher and the probes (hatchling's build hook).
+"""What a wheel has compiled: the sandbox's programs and the probes (hatchling's build hook).
 
-The launcher (src/tegu/sandbox/native/box.c) is static, so that it runs on any Linux of this
-architecture. Without a C compiler there is none, and boxes start more slowly; TEGU_LAUNCHER=no
-leaves it out, =yes makes it a must. The probes (src/tegu/probe/bpf) need clang, and a wheel has
+The sandbox's launcher and its microVMs' first process (src/tegu/sandbox/native) are static, so that
+they run on any Linux of this architecture. Without a C compiler there are none: boxes start more
+slowly, and microVMs not at all. TEGU_LAUNCHER=no leaves them out, =yes makes them a must. The probes (src/tegu/probe/bpf) need clang, and a wheel has
 them; in a source tree `./dev` compiles them.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+PROGRAMS = (("box.c", "tegu-box"), ("guest.c", "tegu-guest"))
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-static", "-s", "-fstack-protector-strong"]
 
 
@@ -29,8 +30,10 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg, misc]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile what is C, and add it to the wheel."""
         root = Path(self.root)
-        if self._launcher(root / "src/tegu/sandbox/native") and version != "editable":
-            build_data["artifacts"].append("src/tegu/sandbox/native/tegu-box")
+        native = root / "src/tegu/sandbox/native"
+        built = [target for source, target in PROGRAMS if self._compiled(native, source, target)]
+        if built and version != "editable":
+            build_data["artifacts"] += [f"src/tegu/sandbox/native/{name}" for name in built]
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["tag"] = f"py3-none-{platform}"
@@ -38,27 +41,27 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg, misc]
             for path in _probes(root / "src"):
                 build_data["force_include"][str(path)] = str(path.relative_to(root / "src"))
 
-    def _launcher(self, native: Path) -> bool:
-        """Put `tegu-box` beside its source; False when there is none."""
+    def _compiled(self, native: Path, source: str, name: str) -> bool:
+        """Put the program `name` beside its source; False when there is none."""
         wish = os.environ.get("TEGU_LAUNCHER", "")
-        target = native / "tegu-box"
+        target = native / name
         if wish == "no":
             target.unlink(missing_ok=True)
             return False
         compiler = shlex.split(os.environ.get("CC", "cc"))
-        fresh = native / f"tegu-box.{os.getpid()}"
+        fresh = native / f"{name}.{os.getpid()}"
         if shutil.which(compiler[0]) is None:
             why = f"there is no {compiler[0]}"
         else:
-            command = [*compiler, *FLAGS, "-o", str(fresh), str(native / "box.c")]
+            command = [*compiler, *FLAGS, "-o", str(fresh), str(native / source)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             why = "" if done.returncode == 0 else done.stderr.strip()
         if why:
             fresh.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
             if wish == "yes":
-                raise RuntimeError(f"the sandbox's launcher cannot be built: {why}")
-            self.app.display_warning(f"without the sandbox's launcher: {why}")
+                raise RuntimeError(f"the sandbox's {name} cannot be built: {why}")
+            self.app.display_warning(f"without the sandbox's {name}: {why}")
             return False
         fresh.replace(target)
         return True

@@ -53,12 +53,15 @@ def _gvisor() -> str:
 
 
 def _microvm() -> str:
-    kvm = "there is a /dev/kvm" if Path("/dev/kvm").exists() else "there is no /dev/kvm"
-    return f"{_NO_DRIVER} ({kvm} here)"
+    from tegu.sandbox.vm.drivers import why_not
+
+    return why_not("microvm")
 
 
 def _microvm_tcg() -> str:
-    return _NO_DRIVER
+    from tegu.sandbox.vm.drivers import why_not
+
+    return why_not("microvm-tcg")
 
 
 def _tee() -> str:

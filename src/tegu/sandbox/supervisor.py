@@ -28,6 +28,7 @@ from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
 from tegu.sandbox.spec import BoxSpec, Limits
 from tegu.sandbox.template import find_template
+from tegu.sandbox.vm.spawn import KINDS, OVERHEAD, Machines, reap_orphans
 
 __all__ = ["Supervisor", "main"]
 
@@ -52,6 +53,8 @@ class Supervisor:
         self.since = time.time()
         self.last_use = time.monotonic()
         self._warm = warm
+        state = os.environ.get("TEGU_SANDBOX_STATE")
+        self.machines = Machines(Path(state) if state and os.access(state, os.W_OK) else None)
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Task[Zygote]] = {}
         self._pools: dict[tuple[object, ...], Pool] = {}
@@ -61,6 +64,17 @@ class Supervisor:
         self._thread = ThreadPoolExecutor(1, "groups")
         self._slots: dict[str, int] = {}
         self._next = 0
+
+    def prepared(self, spec: BoxSpec) -> bool:
+        """Whether boxes like `spec` can be made at once."""
+        return spec.kind not in KINDS and self.zygote_now(spec.template) is not None
+
+    async def prepare(self, spec: BoxSpec) -> None:
+        """Start the zygote, or boot the microVM, that boxes like `spec` are copies of."""
+        if spec.kind in KINDS:
+            await self.machines.prepare(spec)
+        else:
+            await self.zygote(spec.template)
 
     def zygote_now(self, template: str) -> Zygote | None:
         """Return the zygote of a template if it is ready."""
@@ -137,11 +151,14 @@ class Supervisor:
     def check(self, spec: BoxSpec) -> None:
         """Raise UnsupportedError when this host cannot give what is asked for."""
         doctor.require(spec.kind)
+        if spec.snapshot and spec.kind not in KINDS:
+            raise UnsupportedError(f"a {spec.kind} cannot continue a snapshot")
         if spec.limits.memory is not None or spec.limits.cpus is not None:
-            self._check_limits(spec.limits)
+            self._check_limits(spec.limits, machine=spec.kind in KINDS)
 
-    def _check_limits(self, limits: Limits) -> None:
-        for controller, value in (("memory", limits.memory), ("cpu", limits.cpus)):
+    def _check_limits(self, limits: Limits, *, machine: bool) -> None:
+        memory = None if machine else limits.memory  # a guest's own memory is its limit
+        for controller, value in (("memory", memory), ("cpu", limits.cpus)):
             if value is not None and not self.groups.provider(controller):
                 raise UnsupportedError(f"a limit on {controller}: {self.groups.why[controller]}")
 
@@ -149,6 +166,8 @@ class Supervisor:
         """Have a box cloned by its template's zygote, which must be ready."""
         if self._closing:
             raise SandboxError("the supervisor is ending")
+        if spec.kind in KINDS:
+            return self._make_machine(spec)
         zygote = self.zygote_now(spec.template)
         if zygote is None:
             raise SandboxError(f"template {spec.template}: its zygote has ended")
@@ -184,6 +203,30 @@ class Supervisor:
             raise
         if self.groups.provider("pids") == "cgroup v1":
             box.gate = lambda passed: self._count(box, limits.pids, passed)
+        return box
+
+    def _make_machine(self, spec: BoxSpec) -> Box:
+        """Start the process of a microVM, in a version 2 group of its own where they are."""
+        self._next += 1
+        box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
+        self.boxes[box.name] = box
+        try:
+            self.machines.start(box)
+            if self.groups.provider("pids") == "cgroup v2":
+                memory = spec.limits.memory
+                box.group = self.groups.create(
+                    box.name,
+                    memory=memory and memory + OVERHEAD,
+                    cpus=spec.limits.cpus,
+                    pids=None,
+                )
+                box.group.attach(box.pid)
+        except BaseException as e:
+            if box.pid:
+                box.kill()
+            else:
+                box.stillborn(e.message if isinstance(e, TeguError) else str(e))
+            raise
         return box
 
     def _count(self, box: Box, pids: int, passed: Callable[[SandboxError | None], None]) -> None:
@@ -234,13 +277,19 @@ class Supervisor:
         """
         limits = spec.limits
         more = limits.memory is not None or limits.cpus is not None
+        if spec.kind in KINDS:
+            more = bool(
+                (limits.memory and self.groups.provider("memory")) or limits.cpus is not None
+            )
         pids = self.groups.provider("pids")
         if pids == "cgroup v2" or not (more or pids):
             return False
+        machine = spec.kind in KINDS
         if not box.ready:
             return True
         if more:
-            group = self.groups.create(box.name, memory=limits.memory, cpus=limits.cpus, pids=None)
+            memory = limits.memory + OVERHEAD if machine and limits.memory else limits.memory
+            group = self.groups.create(box.name, memory=memory, cpus=limits.cpus, pids=None)
             group.attach(box.pid)
             box.join(group)
         return False
@@ -248,6 +297,8 @@ class Supervisor:
     def _pool(self, spec: BoxSpec) -> Pool | None:
         """Return the pool whose boxes fit: those that are asked for as they come."""
         limits = spec.limits
+        if spec.kind in KINDS:
+            return None
         plain = spec.timeout is None and (limits.memory is None and limits.cpus is None)
         second = self.groups.provider("pids") == "cgroup v2"
         if not self._warm or (second and not plain) or spec.timeout is not None:
@@ -294,6 +345,7 @@ class Supervisor:
                 await asyncio.wait_for(
                     stop.wait(), min(_TEND_EVERY, idle_exit) if idle_exit else _TEND_EVERY
                 )
+            reap_orphans()
             for key, pool in list(self._pools.items()):
                 pool.shrink()
                 if not pool.wanted:

@@ -1,0 +1,38 @@
+"""Which machine monitor runs a class of microVMs on this host, or why none can."""
+
+from __future__ import annotations
+
+import shutil
+
+from tegu.errors import TeguError, UnsupportedError
+from tegu.sandbox.native import find_guest
+from tegu.sandbox.vm import kernel, qemu
+from tegu.sandbox.vm.driver import Driver
+
+__all__ = ["driver_for", "why_not"]
+
+
+def driver_for(kind: str) -> Driver:
+    """Return the driver of the class `kind`. Raises UnsupportedError."""
+    path, version = qemu.find_binary()
+    return qemu.Qemu(path, version, "tcg" if kind == "microvm-tcg" else "kvm")
+
+
+def why_not(kind: str) -> str:
+    """Return why this host cannot run microVMs of the class `kind`, or nothing."""
+    reason = qemu.supported()
+    if reason:
+        return reason
+    if find_guest() is None:
+        return "the guests' first process was not compiled (no C compiler when Tegu was built)"
+    for program, package in (("mkfs.erofs", "erofs-utils"), ("mkfs.ext4", "e2fsprogs")):
+        if shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+            return f"{program} is not installed (package {package})"
+    try:
+        driver_for(kind)
+        kernel.find_kernel()
+    except UnsupportedError as e:
+        return e.message.removeprefix("unsupported: ") + (f" ({e.hint})" if e.hint else "")
+    except TeguError as e:
+        return e.message
+    return ""

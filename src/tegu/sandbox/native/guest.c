@@ -306,6 +306,8 @@ static void become(struct run *r, char kind, char *data, size_t length, int erro
     setsid();
     group_of(r->id, "cgroup.procs", path, sizeof path);
     write_at(groups, path, "0");
+    if (kind != 'R')
+        close_range(3, ~0U, 0); /* it starts no program, which would close its copies of pipes */
     if (kind == 'G')
         read_file(data);
     if (kind == 'P')

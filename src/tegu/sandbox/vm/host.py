@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tegu.errors import SandboxError, TeguError
+from tegu.linux import libc
 from tegu.sandbox import wireless
 from tegu.sandbox.spec import BoxSpec
 from tegu.sandbox.state import appear, scratch_file
@@ -430,6 +431,7 @@ def main(control: int, arguments: list[str]) -> None:
     """Serve the supervisor on the descriptor `control`: box, source and state as arguments."""
     import json
 
+    libc.close_range(control + 1)
     link = socket.socket(fileno=control)
     spec = BoxSpec.from_json(json.loads(arguments[0]))
     data, fds = wireless.receive(link)
@@ -446,8 +448,8 @@ def main(control: int, arguments: list[str]) -> None:
         host.serve()
     except TeguError as e:
         with suppress(OSError):
-            wireless.tell(link, "error", "", "0", e.message)
+            wireless.tell(link, "error", "starting its microVM", "0", e.message)
     except OSError as e:
         what = f"{e.filename}: " if e.filename else ""
         with suppress(OSError):
-            wireless.tell(link, "error", "", "0", f"{what}{e.strerror or e}")
+            wireless.tell(link, "error", "starting its microVM", "0", f"{what}{e.strerror or e}")

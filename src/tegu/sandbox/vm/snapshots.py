@@ -29,15 +29,6 @@ __all__ = [
     "verify",
     "write",
 ]
-    "FORMAT",
-    "check_name",
-    "copy_sparse",
-    "digest",
-    "marks",
-    "read_manifest",
-    "verify",
-    "write",
-]
 
 FORMAT = 1
 FILES = ("memory", "state", "disk")

@@ -103,12 +103,12 @@ class QemuVm:
         finally:
             os.close(state)
 
-    def ignore_shared(self, deadline: float) -> None:
-        """Leave memory that is a shared file out of what is saved or loaded."""
+    def ignore_shared(self, deadline: float, *, on: bool = True) -> None:
+        """Leave memory that is a shared file out of what is saved or loaded, or do not."""
         self._monitor.ask(
             "migrate-set-capabilities",
             deadline=deadline,
-            capabilities=[{"capability": "x-ignore-shared", "state": True}],
+            capabilities=[{"capability": "x-ignore-shared", "state": on}],
         )
 
     def greet(self, deadline: float) -> None:
@@ -221,6 +221,7 @@ class Qemu:
             other.greet(end)
             ours, theirs = socket.socketpair()
             try:
+                vm.ignore_shared(end, on=False)
                 other.begin_load(theirs.fileno(), end)
                 vm.begin_save(ours.fileno(), end)
                 other.loaded(end, run=False)

@@ -8,10 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from tegu.cli.sandbox_saved import add_to
+
 __all__ = ["app", "run_app"]
 
 app = typer.Typer(no_args_is_help=True)
 run_app = typer.Typer()
+add_to(app)
 
 
 @app.callback()

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from tegu.errors import SandboxError, TeguError
 from tegu.linux import libc
@@ -84,7 +83,7 @@ class _Host:
         """Restore the guest and give it an identity of its own."""
         name = self.source.name
         body = snapshots.read_manifest(self.source, name)
-        _verified(self.source, name, body)
+        snapshots.verify_once(self.source, name, body)
         self.machine = Machine(**body["machine"])
         self.last = int(body.get("runs", 0))  # numbers of programs that may still run
         driver = driver_for(self.spec.kind)
@@ -413,23 +412,6 @@ def _plain(link: socket.socket) -> Callable[[_Run], None]:
 def _reason(data: bytes) -> tuple[int, str]:
     number, _, what = data.decode(errors="replace").partition("\0")
     return (int(number) if number.isdigit() else 0), what[:200] or "no reason"
-
-
-def _verified(directory: Path, name: str, body: dict[str, Any]) -> None:
-    """Check a snapshot's files unless that was done since they, or this host's boot, changed."""
-    import json
-
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    there = [boot, body["check"], *map(list, snapshots.marks(directory))]
-    note = directory / "verified"
-    with suppress(OSError, ValueError):
-        if json.loads(note.read_bytes()) == there:
-            return
-    snapshots.verify(directory, name, body)
-    from tegu.files import write_atomic
-
-    with suppress(OSError):
-        write_atomic(note, json.dumps(there), mode=0o600)
 
 
 def main(control: int, arguments: list[str]) -> None:

@@ -12,10 +12,11 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tegu.errors import SandboxError, UsageError
+from tegu.errors import SandboxError, TeguError, UsageError
 from tegu.files import write_atomic
 from tegu.sandbox.vm.driver import Machine
 
@@ -24,15 +25,16 @@ __all__ = [
     "check_name",
     "copy_sparse",
     "digest",
-    "marks",
     "read_manifest",
     "verify",
+    "verify_once",
     "write",
 ]
 
 FORMAT = 1
 FILES = ("memory", "state", "disk")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NOTE = "verified"
 _BLOCK = 1 << 20
 _MOST = 1 << 20
 
@@ -110,6 +112,7 @@ def write(directory: Path, machine: Machine, about: Mapping[str, Any]) -> dict[s
     }
     body["check"] = _check(body)
     write_atomic(directory / "manifest.json", json.dumps(body, indent=1), mode=0o600)
+    _note(directory, body)
     return body
 
 
@@ -169,13 +172,27 @@ def verify(directory: Path, name: str, body: Mapping[str, Any]) -> None:
             )
 
 
-def marks(directory: Path) -> tuple[tuple[int, ...], ...]:
-    """Return what changes when a file of a snapshot is written to; nothing if one is missing."""
-    try:
-        return tuple(_mark((directory / name).stat()) for name in FILES)
-    except OSError:
-        return ()
+def verify_once(directory: Path, name: str, body: Mapping[str, Any]) -> None:
+    """Check a snapshot's files, unless that was done since they or this host's boot changed.
+
+    Who writes to a file changes its ctime. Raises SandboxError.
+    """
+    with suppress(OSError, ValueError):
+        if json.loads((directory / _NOTE).read_bytes()) == _marks(directory, body):
+            return
+    verify(directory, name, body)
+    _note(directory, body)
 
 
-def _mark(about: os.stat_result) -> tuple[int, ...]:
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+def _note(directory: Path, body: Mapping[str, Any]) -> None:
+    with suppress(OSError, TeguError):
+        write_atomic(directory / _NOTE, json.dumps(_marks(directory, body)), mode=0o600)
+
+
+def _marks(directory: Path, body: Mapping[str, Any]) -> list[object]:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    found: list[object] = [boot, body["check"]]
+    for name in FILES:
+        a = (directory / name).stat()
+        found.append([a.st_dev, a.st_ino, a.st_size, a.st_mtime_ns, a.st_ctime_ns])
+    return found

@@ -124,13 +124,18 @@ def examine(
     """Return the whole report. `try_container` runs something in a box, or raises TeguError."""
     found = []
     for kind in CLASSES:
-        reason = _REASONS[kind]()
+        reason, detail = _REASONS[kind](), ""
         if kind == "container" and not reason:
             try:
                 try_container()
             except TeguError as e:
                 reason = e.message.removeprefix("unsupported: ")
-        detail = "" if reason else "a program ran in it"
+            detail = "" if reason else "a program ran in it"
+        elif kind.startswith("microvm") and not reason:
+            from tegu.sandbox.state import state_directory
+            from tegu.sandbox.vm.trial import try_boot
+
+            reason, detail = try_boot(kind, state_directory())
         found.append(Finding(kind, "class", not reason, reason, detail))
     try:
         found += [Finding(**finding) for finding in ask_limits()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 
+from tegu.emulator import check_kvm, facts_for, find_qemu, partial_modules
 from tegu.errors import TeguError, UnsupportedError
 from tegu.sandbox.native import find_guest
 from tegu.sandbox.vm import kernel, qemu
@@ -35,4 +37,20 @@ def why_not(kind: str) -> str:
         return e.message.removeprefix("unsupported: ") + (f" ({e.hint})" if e.hint else "")
     except TeguError as e:
         return e.message
-    return ""
+    return _why_no_kvm() if kind == "microvm" else ""
+
+
+@cache
+def _why_no_kvm() -> str:
+    """Start a small guest that does what kernels do, with a deadline (tegu.emulator.kvm)."""
+    facts = facts_for("x86-64")
+    try:
+        kvm = check_kvm(facts, find_qemu(facts))
+    except TeguError as e:
+        return e.message
+    if kvm.works:
+        return ""
+    if not kvm.present:
+        return f"no KVM: {kvm.reason}"
+    modules = "".join(f"; {name} is loaded" for name in partial_modules())
+    return f"KVM is present but broken: {kvm.reason}{modules}"

@@ -35,8 +35,11 @@ class Finding:
         return asdict(self)
 
 
+@cache
 def _process() -> str:
-    return f"{_NO_DRIVER}; use container"
+    if landlock.abi() == 0:
+        return "this kernel has no Landlock, or it is off"
+    return _container()
 
 
 @cache

@@ -28,6 +28,7 @@ from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
 from tegu.sandbox.spec import BoxSpec, Limits
 from tegu.sandbox.template import find_template
+from tegu.sandbox.users import Users
 from tegu.sandbox.vm.spawn import KINDS, OVERHEAD, Machines, reap_orphans
 
 __all__ = ["Supervisor", "main"]
@@ -55,6 +56,7 @@ class Supervisor:
         self._warm = warm
         state = os.environ.get("TEGU_SANDBOX_STATE")
         self.machines = Machines(Path(state) if state and os.access(state, os.W_OK) else None)
+        self._users = Users(privileged=privileged)
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Task[Zygote]] = {}
         self._pools: dict[tuple[object, ...], Pool] = {}
@@ -67,13 +69,15 @@ class Supervisor:
 
     def prepared(self, spec: BoxSpec) -> bool:
         """Whether boxes like `spec` can be made at once."""
+        if spec.kind == "process":
+            return True
         return spec.kind not in KINDS and self.zygote_now(spec.template) is not None
 
     async def prepare(self, spec: BoxSpec) -> None:
         """Start the zygote, or boot the microVM, that boxes like `spec` are copies of."""
         if spec.kind in KINDS:
             await self.machines.prepare(spec)
-        else:
+        elif spec.kind != "process":
             await self.zygote(spec.template)
 
     def zygote_now(self, template: str) -> Zygote | None:
@@ -151,6 +155,8 @@ class Supervisor:
     def check(self, spec: BoxSpec) -> None:
         """Raise UnsupportedError when this host cannot give what is asked for."""
         doctor.require(spec.kind)
+        if spec.kind == "process":
+            self._users.check(spec)
         if spec.snapshot and spec.kind not in KINDS:
             raise UnsupportedError(f"a {spec.kind} cannot continue a snapshot")
         if spec.limits.memory is not None or spec.limits.cpus is not None:
@@ -166,8 +172,8 @@ class Supervisor:
         """Have a box cloned by its template's zygote, which must be ready."""
         if self._closing:
             raise SandboxError("the supervisor is ending")
-        if spec.kind in KINDS:
-            return self._make_machine(spec)
+        if spec.kind in KINDS or spec.kind == "process":
+            return self._make_process(spec)
         zygote = self.zygote_now(spec.template)
         if zygote is None:
             raise SandboxError(f"template {spec.template}: its zygote has ended")
@@ -205,20 +211,25 @@ class Supervisor:
             box.gate = lambda passed: self._count(box, limits.pids, passed)
         return box
 
-    def _make_machine(self, spec: BoxSpec) -> Box:
-        """Start the process of a microVM, in a version 2 group of its own where they are."""
+    def _make_process(self, spec: BoxSpec) -> Box:
+        """Start what holds a microVM or a confined process, in a group of its own where version 2
+        is."""
         self._next += 1
         box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
         self.boxes[box.name] = box
         try:
-            self.machines.start(box)
+            if spec.kind in KINDS:
+                self.machines.start(box)
+            else:
+                self._users.start(box)
             if self.groups.provider("pids") == "cgroup v2":
                 memory = spec.limits.memory
+                machine = spec.kind in KINDS
                 box.group = self.groups.create(
                     box.name,
-                    memory=memory and memory + OVERHEAD,
+                    memory=memory and memory + OVERHEAD * machine,
                     cpus=spec.limits.cpus,
-                    pids=None,
+                    pids=None if machine else spec.limits.pids,
                 )
                 box.group.attach(box.pid)
         except BaseException as e:
@@ -297,7 +308,7 @@ class Supervisor:
     def _pool(self, spec: BoxSpec) -> Pool | None:
         """Return the pool whose boxes fit: those that are asked for as they come."""
         limits = spec.limits
-        if spec.kind in KINDS:
+        if spec.kind in KINDS or spec.kind == "process":
             return None
         plain = spec.timeout is None and (limits.memory is None and limits.cpus is None)
         second = self.groups.provider("pids") == "cgroup v2"
@@ -326,6 +337,8 @@ class Supervisor:
 
     def _ended(self, box: Box) -> None:
         self.boxes.pop(box.name, None)
+        if box.spec.kind == "process":
+            self._users.ended(box)
         if box.state == "dead" and box.owner is None:
             for pool in self._pools.values():
                 pool.drop(box)

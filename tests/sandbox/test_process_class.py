@@ -91,7 +91,7 @@ def test_no_shared_memory_ids_or_namespaces(held: Sandbox) -> None:
         "    r = getattr(c, name)(*args); print(name, r, errno.errorcode.get(ctypes.get_errno()))\n"
     )
     for line in python(held, script).text.splitlines():
-        name, result, error = line.split()
+        _, result, error = line.split()
         assert result == "-1", line
         assert error in ("EACCES", "EPERM"), line
 

@@ -29,7 +29,7 @@ __all__ = ["FIRST_ID", "IDS", "confined", "kill_user", "main", "processes_of"]
 
 FIRST_ID = 0x6FFF_0000
 """User ids of boxes of this class on the host, above those of containers (tegu.sandbox.nursery)."""
-IDS = 0xFFFE
+IDS = 0x7FFF
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _HIGH = 64

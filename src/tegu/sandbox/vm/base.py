@@ -58,7 +58,7 @@ def ensure_base(spec: BoxSpec, state: Path, note: Callable[[str], None] = lambda
     archive = kernel.initramfs(found)
     initrd = state / "kernels" / f"{hashlib.sha256(archive).hexdigest()[:32]}.initrd"
     if not initrd.exists():
-        write_atomic(initrd, archive, mode=0o400)
+        write_atomic(initrd, archive, mode=0o444)
     root_key = rootimage.tree_key(template)
     root = state / "roots" / root_key[:32]
     machine = Machine(

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tegu.errors import SandboxError
-from tegu.linux import libc
+from tegu.linux import confine, libc
 from tegu.process import require, run
 from tegu.sandbox.vm.driver import BOOT_DEADLINE, Machine
 from tegu.sandbox.vm.qmp import Monitor
@@ -28,7 +28,11 @@ from tegu.sandbox.vm.qmp import Monitor
 __all__ = ["Qemu", "QemuVm", "find_binary"]
 
 _RESTORE_DEADLINE = 60.0
-_CHANNEL, _MONITOR, _DISK, _ROOT = 10, 11, 12, 13
+_CHANNEL, _MONITOR, _DISK, _ROOT, _MEMORY, _KERNEL, _INITRD = range(10, 17)
+_FIRST_USER = 0x6FFF_8000
+_USERS = 0x7FF0
+"""User ids of emulators on the host, above those of the class process (tegu.sandbox.bare)."""
+_KVM = Path("/dev/kvm")
 _COMMAND_LINE = "quiet panic=-1 reboot=t console=none random.trust_cpu=1"
 _RDTSC = bytes.fromhex("0f31 48c1e220 4809d0 c3")  # rdtsc; shl rdx,32; or rax,rdx; ret
 _JIT_MEBIBYTES = 32
@@ -65,8 +69,11 @@ def tsc_khz() -> int:
 class QemuVm:
     """A QEMU process of ours; it ends with us."""
 
-    def __init__(self, pid: int, channel: socket.socket, monitor: Monitor, said: int) -> None:
+    def __init__(
+        self, pid: int, channel: socket.socket, monitor: Monitor, said: int, memory_mode: int
+    ) -> None:
         self.pid = pid
+        self._memory_mode = memory_mode
         self.channel = channel
         self._monitor = monitor
         self._said = said
@@ -102,6 +109,8 @@ class QemuVm:
             self.saved(end)
         finally:
             os.close(state)
+        # Only who is let into the directory reaches it, and emulators by a descriptor.
+        (directory / "memory").chmod(self._memory_mode)
 
     def ignore_shared(self, deadline: float, *, on: bool = True) -> None:
         """Leave memory that is a shared file out of what is saved or loaded, or do not."""
@@ -178,8 +187,9 @@ class Qemu:
         vm = self._start(
             machine,
             disk,
-            self._memory(machine, memory, share=True),
-            ["-kernel", machine.kernel, "-initrd", machine.initrd, "-append", line],
+            memory,
+            share=True,
+            more=["-kernel", _fd(_KERNEL), "-initrd", _fd(_INITRD), "-append", line],
         )
         try:
             vm.greet(time.monotonic() + _RESTORE_DEADLINE)
@@ -192,8 +202,8 @@ class Qemu:
     def restore(self, machine: Machine, directory: Path, disk: int) -> QemuVm:
         """Start a guest from what was saved, copying on write."""
         end = time.monotonic() + _RESTORE_DEADLINE
-        memory = self._memory(machine, directory / "memory", share=False)
-        vm = self._start(machine, disk, memory, ["-incoming", "defer"])
+        memory = directory / "memory"
+        vm = self._start(machine, disk, memory, share=False, more=["-incoming", "defer"])
         try:
             source = os.open(directory / "state", os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -215,8 +225,8 @@ class Qemu:
         `vm` is stopped when this returns, and may be resumed.
         """
         end = time.monotonic() + BOOT_DEADLINE
-        memory = self._memory(machine, directory / "memory", share=True)
-        other = self._start(machine, disk, memory, ["-incoming", "defer", "-S"])
+        memory = directory / "memory"
+        other = self._start(machine, disk, memory, share=True, more=["-incoming", "defer", "-S"])
         try:
             other.greet(end)
             ours, theirs = socket.socketpair()
@@ -234,12 +244,16 @@ class Qemu:
         finally:
             other.kill()
 
-    def _memory(self, machine: Machine, path: Path, *, share: bool) -> str:
-        options = f"memory-backend-file,id=ram,size={machine.memory},mem-path={path}"
+    def _memory(self, machine: Machine, *, share: bool) -> str:
+        options = f"memory-backend-file,id=ram,size={machine.memory},mem-path={_fd(_MEMORY)}"
         if share:
             return f"{options},share=on"
         # What is restored need not write to the file; QEMU before 8.2 knows no such form.
-        return f"{options},share=off" + (",readonly=on,rom=off" if self._numbers >= (8, 2) else "")
+        return f"{options},share=off" + (",readonly=on,rom=off" if self._reads_only else "")
+
+    @property
+    def _reads_only(self) -> bool:
+        return self._numbers >= (8, 2)
 
     def _arguments(self, machine: Machine, memory: str, more: Sequence[str]) -> list[str]:
         tcg = machine.accelerator == "tcg"
@@ -267,20 +281,30 @@ class Qemu:
             *more,
         ]
 
-    def _start(self, machine: Machine, disk: int, memory: str, more: Sequence[str]) -> QemuVm:
+    def _start(
+        self, machine: Machine, disk: int, memory: Path, *, share: bool, more: Sequence[str]
+    ) -> QemuVm:
+        user = _user(machine.accelerator)
         ours, theirs = socket.socketpair()
         monitor, monitor_theirs = socket.socketpair()
         said = os.memfd_create("qemu", os.MFD_CLOEXEC)
-        root = os.open(machine.root, os.O_RDONLY | os.O_CLOEXEC)
+        # Users of theirs may not walk to these files: they get them as descriptors.
+        wanted = {_ROOT: machine.root, _KERNEL: machine.kernel, _INITRD: machine.initrd}
+        files = {n: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for n, path in wanted.items()}
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        files[_MEMORY] = os.open(memory, flags, 0o600)
         places = {
+            **files,
             _CHANNEL: theirs.fileno(),
             _MONITOR: monitor_theirs.fileno(),
             _DISK: disk,
-            _ROOT: root,
             2: said,
         }
         try:
-            pid = _spawn(self._arguments(machine, memory, more), places)
+            if share and user:
+                os.fchown(files[_MEMORY], user[0], -1)
+            backend = self._memory(machine, share=share)
+            pid = _spawn(self._arguments(machine, backend, more), places, user)
         except BaseException:
             ours.close()
             monitor.close()
@@ -289,8 +313,32 @@ class Qemu:
         finally:
             theirs.close()
             monitor_theirs.close()
-            os.close(root)
-        return QemuVm(pid, ours, Monitor(monitor), said)
+            for fd in files.values():
+                os.close(fd)
+        mode = 0o444 if self._reads_only else 0o666
+        return QemuVm(pid, ours, Monitor(monitor), said, mode)
+
+
+def _fd(number: int) -> str:
+    return f"/proc/self/fd/{number}"
+
+
+def _user(accelerator: str) -> tuple[int, int] | None:
+    """Return the user and group that an emulator of root's supervisor runs as: nobody else's.
+
+    None where ids cannot be given away, or where only root may use KVM.
+    """
+    if os.geteuid() != 0 or Path("/proc/self/uid_map").read_text().split() != [
+        *("0", "0", "4294967295")
+    ]:
+        return None
+    user = _FIRST_USER + os.getpid() % _USERS
+    if accelerator != "kvm":
+        return user, user
+    about = _KVM.stat()
+    if about.st_mode & 0o060 != 0o060:
+        return None
+    return user, about.st_gid
 
 
 def _disk(name: str, path: str, *, read_only: bool) -> str:
@@ -301,16 +349,13 @@ def _disk(name: str, path: str, *, read_only: bool) -> str:
     )
 
 
-def _spawn(arguments: list[str], places: dict[int, int]) -> int:
+def _spawn(arguments: list[str], places: dict[int, int], user: tuple[int, int] | None) -> int:
     """Start QEMU with descriptors at their places; it is killed when we end."""
     parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
-        libc.parent_death_signal(signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
         os.setsid()
         high = {to: os.dup(fd) for to, fd in places.items()}
         null = os.open(os.devnull, os.O_RDWR)
@@ -324,6 +369,14 @@ def _spawn(arguments: list[str], places: dict[int, int]) -> int:
             if number not in places:
                 with suppress(OSError):
                     os.close(number)
+        if user is not None:
+            os.setgroups([])
+            os.setresgid(user[1], user[1], user[1])
+            os.setresuid(user[0], user[0], user[0])
+        confine.no_new_privileges()
+        libc.parent_death_signal(signal.SIGKILL)  # after the change of ids, which undoes it
+        if os.getppid() != parent:
+            os._exit(1)
         os.execve(arguments[0], arguments, {"PATH": os.defpath})
     except BaseException:  # noqa: BLE001 - a forked child must never return into the caller
         os._exit(127)

@@ -64,6 +64,7 @@ def _boot(
         (place / "tree/bin").mkdir(parents=True)
         rootimage.make_image(Template("trial", place / "tree", (), ()), place / "root")
         (place / "initrd").write_bytes(kernel.initramfs(found))
+        (place / "initrd").chmod(0o444)
         machine = Machine(
             driver=driver.name,
             version=driver.version,

@@ -59,7 +59,7 @@ struct run {
 };
 
 static struct run *runs;
-static int port = -1, groups = -1, signals = -1, boot_id = -1;
+static int port = -1, groups = -1, signals = -1, boot_id = -1, machine_id = -1;
 static char *pending; /* frames that the port has not taken yet */
 static size_t pending_length, pending_room;
 static char incoming[HEADER + MAX_PAYLOAD];
@@ -585,14 +585,10 @@ static void thaw(uint32_t id, char *data, size_t length)
         return fail(id, errno);
     char line[80];
     snprintf(line, sizeof line, "%s\n", fields[3]);
-    int machine = open("/etc/machine-id", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0444);
-    if (machine >= 0) { /* a template may have no /etc */
-        if (write(machine, line, strlen(line)) < 0)
-            return fail(id, errno);
-        close(machine);
-    }
+    if (pwrite(machine_id, line, strlen(line), 0) < 0)
+        return fail(id, errno);
     snprintf(line, sizeof line, "%s\n", fields[4]);
-    if (boot_id >= 0 && pwrite(boot_id, line, strlen(line), 0) < 0)
+    if (pwrite(boot_id, line, strlen(line), 0) < 0)
         return fail(id, errno);
     most_files = strtoul(fields[6], NULL, 10);
     if (write_at(groups, "box/pids.max", fields[5]) < 0 ||
@@ -788,6 +784,15 @@ static void make_devices(void)
     must_mount("tmpfs", "/root/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
 }
 
+/* Return a file in memory that is seen at `place`: writing to it costs a waking guest little. */
+static int identity_file(const char *name, const char *place)
+{
+    int fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0444);
+    if (fd < 0 || write(fd, "\n", 1) < 0 || mount(name, place, NULL, MS_BIND, NULL) < 0)
+        die(place);
+    return fd;
+}
+
 static void make_root(void)
 {
     char disk[80], options[] = "lowerdir=/lower,upperdir=/upper/u,workdir=/upper/w";
@@ -815,10 +820,9 @@ static void make_root(void)
     must_mount("proc", "/root/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     must_mount("sysfs", "/root/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     must_mount("cgroup2", "/root/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
-    boot_id = open("/boot_id", O_RDWR | O_CREAT | O_CLOEXEC, 0444);
-    if (boot_id < 0 || write(boot_id, "\n", 1) < 0 ||
-        mount("/boot_id", "/root/proc/sys/kernel/random/boot_id", NULL, MS_BIND, NULL) < 0)
-        die("boot_id");
+    close(open("/root/etc/machine-id", O_WRONLY | O_CREAT | O_CLOEXEC, 0444));
+    boot_id = identity_file("/boot_id", "/root/proc/sys/kernel/random/boot_id");
+    machine_id = identity_file("/machine_id", "/root/etc/machine-id");
 }
 
 static void make_groups(void)
@@ -876,6 +880,7 @@ int main(void)
     groups = high(groups);
     signals = high(signals);
     boot_id = high(boot_id);
+    machine_id = high(machine_id);
     send_frame('H', 0, "1", 1);
     serve();
 }

@@ -135,8 +135,9 @@ class QemuVm:
     def loaded(self, deadline: float, *, run: bool) -> None:
         """Wait until all is read; with `run`, see to it that the machine runs."""
         try:
-            self._monitor.wait_migration(deadline)
-            if run and self._monitor.ask("query-status", deadline=deadline)["status"] != "running":
+            if not run:
+                self._monitor.wait_migration(deadline)
+            elif self._monitor.wait_status(deadline) != "running":
                 self._monitor.ask("cont", deadline=deadline)
         except SandboxError as e:
             raise self.failed(e.message) from e

@@ -58,12 +58,6 @@ class Monitor:
                 reason = answer["error"].get("desc", "no reason")
                 raise SandboxError(f"QEMU refused {command}: {reason}")
 
-    def wait_event(self, name: str, deadline: float) -> None:
-        """Wait until QEMU has told of an event."""
-        while name not in self._events:
-            self._next(deadline, name)
-        self._events.remove(name)
-
     def wait_migration(self, deadline: float) -> None:
         """Wait until a migration has come to its end. Raises SandboxError when it failed."""
         pause = 0.001
@@ -78,6 +72,16 @@ class Monitor:
                 raise SandboxError("QEMU did not save the machine in time")
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
+
+    def wait_status(self, deadline: float) -> str:
+        """Wait until what comes in is all there; returns the run state then."""
+        while True:
+            status = str(self.ask("query-status", deadline=deadline)["status"])
+            if status != "inmigrate":
+                return status
+            if time.monotonic() > deadline:
+                raise SandboxError("QEMU did not load the machine in time")
+            time.sleep(0.001)
 
     def heard(self) -> list[str]:
         """Return the events that are there. Raises SandboxError when QEMU is gone."""

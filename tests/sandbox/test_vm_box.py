@@ -17,6 +17,7 @@ from tests.sandbox.vm_kit import guest_kernel, skip_unless_possible, small_tree
 
 from tegu.errors import SandboxError, TeguError, UnsupportedError, UsageError
 from tegu.sandbox.client import Sandbox, box_spec, run, supervisor
+from tegu.sandbox.vm.trial import try_boot
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("microvm")]
 SHAPE: dict[str, Any] = {"kind": "microvm-tcg", "memory": "128M", "disk": "32M"}
@@ -55,17 +56,17 @@ def box(vms: Vms) -> Iterator[Sandbox]:
         yield one
 
 
+def _is_emulator(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return "Name:\tqemu-system" in status and "State:\tZ" not in status
+
+
 def emulators(vms: Vms) -> set[int]:
     """Return the emulators that run, and no more those that the supervisor has yet to wait for."""
-    found = set()
-    for pid in descendants(vms.served.keeper.pid):
-        try:
-            status = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            continue
-        if "Name:\tqemu-system" in status and "State:\tZ" not in status:
-            found.add(pid)
-    return found
+    return {pid for pid in descendants(vms.served.keeper.pid) if _is_emulator(pid)}
 
 
 def test_a_program_of_its_own_kernel(vms: Vms) -> None:
@@ -303,6 +304,64 @@ def test_what_cannot_be_is_refused(vms: Vms) -> None:
         pytest.raises(TeguError, match="a snapshot of a container"),
     ):
         plain.snapshot("nothing")
+
+
+def test_a_damaged_base_is_made_anew(vms: Vms) -> None:
+    with vms.box() as one:
+        one.run("true").check()
+    bases = [d for d in (vms.state / "bases").iterdir() if not d.name.startswith(".")]
+    for base in bases:
+        with (base / "state").open("r+b") as f:
+            f.write(b"damaged")
+    with pytest.raises(SandboxError, match="what was kept of this template is unusable: .*state"):
+        vms.box()
+    with vms.box() as one:
+        assert one.run("echo anew").text == "anew\n"
+
+
+def test_a_client_that_vanishes_takes_its_programs_along(vms: Vms, box: Sandbox) -> None:
+    running = box.start("echo first; sleep 4322")
+    assert next(running.output()) == ("stdout", b"first\n")
+    running._exchange.close()  # as when its process is killed
+    assert until(lambda: "sleep 4322" not in box.run("ps").text)
+
+
+def test_a_killed_supervisor_takes_its_machines_along(vms: Vms) -> None:
+    other = Served(warm=0)
+    try:
+        one = Sandbox.create(vms.tree, path=other.path, **SHAPE)
+        keeper = other.keeper.pid
+        mine = {p for p in descendants(keeper) if _is_emulator(p)}
+        assert len(mine) == 1
+        os.kill(other.supervisor, signal.SIGKILL)
+        assert until(lambda: not any(_is_emulator(p) for p in mine))
+        with pytest.raises(SandboxError, match="has ended"):
+            one.run("true")
+    finally:
+        other.stop()
+    assert not list(vms.state.rglob(".new-*"))
+
+
+def test_emulators_run_as_nobody_else(vms: Vms, box: Sandbox) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give ids away")
+    for pid in emulators(vms):
+        status = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        )
+        assert min(map(int, status["Uid"].split())) >= 0x6FFF8000
+        assert status["NoNewPrivs"] == "1"
+        assert int(status["CapEff"], 16) == 0
+
+
+def test_a_boot_that_takes_too_long_is_told_and_remembered(
+    vms: Vms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason, _ = try_boot("microvm-tcg", tmp_path, deadline=0.01)
+    assert "a guest did not boot within 0.01 s" in reason
+    monkeypatch.setattr("tegu.sandbox.vm.trial._boot", lambda *_: pytest.fail("it was remembered"))
+    assert try_boot("microvm-tcg", tmp_path)[0] == reason
+    assert not list(tmp_path.glob(".trial-*"))
 
 
 def test_killing_everything_leaves_nothing(vms: Vms) -> None:

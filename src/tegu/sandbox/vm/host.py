@@ -82,8 +82,16 @@ class _Host:
     def start(self) -> None:
         """Restore the guest and give it an identity of its own."""
         name = self.source.name
-        body = snapshots.read_manifest(self.source, name)
-        snapshots.verify_once(self.source, name, body)
+        try:
+            body = snapshots.read_manifest(self.source, name)
+            snapshots.verify_once(self.source, name, body)
+        except SandboxError as e:
+            if self.spec.snapshot:
+                raise
+            # Nobody's data: the next start makes it anew.
+            with suppress(OSError):
+                (self.source / "manifest.json").unlink()
+            raise SandboxError(f"what was kept of this template is unusable: {e.message}") from e
         self.machine = Machine(**body["machine"])
         self.last = int(body.get("runs", 0))  # numbers of programs that may still run
         driver = driver_for(self.spec.kind)

@@ -313,7 +313,7 @@ def test_a_damaged_base_is_made_anew(vms: Vms) -> None:
     for base in bases:
         with (base / "state").open("r+b") as f:
             f.write(b"damaged")
-    with pytest.raises(SandboxError, match="what was kept of this template is unusable: .*state"):
+    with pytest.raises(SandboxError, match=r"what was kept of this template is unusable: .*state"):
         vms.box()
     with vms.box() as one:
         assert one.run("echo anew").text == "anew\n"

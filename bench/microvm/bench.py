@@ -21,9 +21,10 @@ from bench.common import Bar, BenchError, BenchResult, machine
 
 from tegu.sandbox.spec import BoxSpec, Limits
 from tegu.sandbox.vm import kernel, snapshots
-from tegu.sandbox.vm.base import converse, ensure_base, identity, make_disk, say_hello
+from tegu.sandbox.vm.base import ensure_base, make_disk
 from tegu.sandbox.vm.channel import Frames
 from tegu.sandbox.vm.driver import Machine
+from tegu.sandbox.vm.guest import converse, identity, say_hello
 from tegu.sandbox.vm.qemu import Qemu, QemuVm, find_binary
 from tegu.sandbox.vm.trial import try_boot
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tegu.errors import SandboxError, UnsupportedError, UsageError
 from tegu.sandbox.state import appear, state_directory
 from tegu.sandbox.vm import snapshots
-from tegu.sandbox.vm.base import identity
 from tegu.sandbox.vm.channel import MAX_PAYLOAD, Frames, pack
 from tegu.sandbox.vm.driver import Machine
+from tegu.sandbox.vm.guest import identity
 from tegu.sandbox.vm.kernel import payload
 from tegu.sandbox.vm.qmp import Monitor
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,10 +25,11 @@ from tegu.sandbox.state import appear, locked, make_state
 from tegu.sandbox.template import find_template
 from tegu.sandbox.vm import kernel, rootimage, snapshots
 from tegu.sandbox.vm.channel import Frames
-from tegu.sandbox.vm.driver import BOOT_DEADLINE, Driver, Machine, RunningVm
+from tegu.sandbox.vm.driver import BOOT_DEADLINE, Driver, Machine
 from tegu.sandbox.vm.drivers import driver_for
+from tegu.sandbox.vm.guest import converse, identity, say_hello, sleep
 
-__all__ = ["DEFAULT_MEMORY", "ensure_base", "identity", "main", "say_hello", "sleep"]
+__all__ = ["DEFAULT_MEMORY", "ensure_base", "main", "make_disk"]
 
 DEFAULT_MEMORY = 256 * 2**20
 """Of a microVM without a limit of its own: a guest's memory is what it is made with."""
@@ -45,7 +44,7 @@ def ensure_base(spec: BoxSpec, state: Path, note: Callable[[str], None] = lambda
     One process makes it, others wait. Raises UnsupportedError, UsageError or SandboxError.
     """
     make_state(state)
-    driver = driver_for(spec.kind)
+    driver = driver_for(spec.kind, state)
     memory = spec.limits.memory or DEFAULT_MEMORY
     if memory < MIN_MEMORY:
         raise UnsupportedError(
@@ -124,57 +123,6 @@ def make_disk(path: Path, size: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def identity(hostname: str, pids: int, files: int) -> bytes:
-    """Return what makes a restored guest one of its own: seed, clock, names (guest.c, thaw)."""
-    fields = (
-        secrets.token_hex(64),
-        str(time.time_ns()),
-        hostname,
-        uuid.uuid4().hex,
-        str(uuid.uuid4()),
-        str(pids),
-        str(files),
-    )
-    return "\0".join(fields).encode()
-
-
-def say_hello(frames: Frames, vm: RunningVm, deadline: float) -> None:
-    """Wait for the first word of a guest that boots."""
-    _await(frames, vm, "H", deadline)
-
-
-def converse(frames: Frames, vm: RunningVm, kind: str, data: bytes, answer: str) -> None:
-    """Send one order and wait for its answer."""
-    frames.send(kind, 0, data)
-    _await(frames, vm, answer, time.monotonic() + 60)
-
-
-def sleep(frames: Frames, vm: RunningVm) -> None:
-    """Have the guest stop its programs and write its file systems out."""
-    converse(frames, vm, "F", b"", "F")
-
-
-def _await(frames: Frames, vm: RunningVm, wanted: str, deadline: float) -> None:
-    import select
-
-    poll = select.poll()
-    poll.register(frames.fileno(), select.POLLIN)
-    poll.register(vm.watched(), select.POLLIN)
-    while True:
-        left = deadline - time.monotonic()
-        ready = poll.poll(max(0.0, left) * 1000)
-        if not ready:
-            raise SandboxError("the guest does not answer")
-        if any(fd == vm.watched() for fd, _ in ready):
-            vm.check()
-        for kind, _, data in frames.receive():
-            if kind == wanted:
-                return
-            if kind == "f":
-                reason = data.partition(b"\0")[2].decode(errors="replace")
-                raise SandboxError(f"the guest could not wake or sleep: {reason}")
 
 
 def _forget(bases: Path, roots: Path) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 from functools import cache
+from pathlib import Path
 
-from tegu.emulator import check_kvm, facts_for, find_qemu, partial_modules
 from tegu.errors import TeguError, UnsupportedError
 from tegu.sandbox.native import find_guest
-from tegu.sandbox.vm import kernel, qemu
+from tegu.sandbox.vm import qemu
 from tegu.sandbox.vm.driver import Driver
 
 __all__ = ["driver_for", "why_not"]
 
 
-def driver_for(kind: str) -> Driver:
-    """Return the driver of the class `kind`. Raises UnsupportedError."""
-    path, version = qemu.find_binary()
+def driver_for(kind: str, state: Path | None = None) -> Driver:
+    """Return the driver of the class `kind`; what is known of it is kept in `state`.
+
+    Raises UnsupportedError.
+    """
+    path, version = qemu.find_binary(state)
     return qemu.Qemu(path, version, "tcg" if kind == "microvm-tcg" else "kvm")
 
 
@@ -30,6 +33,8 @@ def why_not(kind: str) -> str:
     for program, package in (("mkfs.erofs", "erofs-utils"), ("mkfs.ext4", "e2fsprogs")):
         if shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
             return f"{program} is not installed (package {package})"
+    from tegu.sandbox.vm import kernel
+
     try:
         driver_for(kind)
         kernel.find_kernel()
@@ -43,6 +48,8 @@ def why_not(kind: str) -> str:
 @cache
 def _why_no_kvm() -> str:
     """Start a small guest that does what kernels do, with a deadline (tegu.emulator.kvm)."""
+    from tegu.emulator import check_kvm, facts_for, find_qemu, partial_modules
+
     facts = facts_for("x86-64")
     try:
         kvm = check_kvm(facts, find_qemu(facts))

@@ -23,10 +23,10 @@ from tegu.sandbox import wireless
 from tegu.sandbox.spec import BoxSpec
 from tegu.sandbox.state import appear, scratch_file
 from tegu.sandbox.vm import snapshots
-from tegu.sandbox.vm.base import identity
 from tegu.sandbox.vm.channel import CHUNK, WINDOW, Frames
 from tegu.sandbox.vm.driver import Machine, RunningVm
 from tegu.sandbox.vm.drivers import driver_for
+from tegu.sandbox.vm.guest import identity
 
 __all__ = ["main"]
 
@@ -94,7 +94,7 @@ class _Host:
             raise SandboxError(f"what was kept of this template is unusable: {e.message}") from e
         self.machine = Machine(**body["machine"])
         self.last = int(body.get("runs", 0))  # numbers of programs that may still run
-        driver = driver_for(self.spec.kind)
+        driver = driver_for(self.spec.kind, self.state)
         ours = (driver.name, driver.version, driver.accelerator)
         theirs = (self.machine.driver, self.machine.version, self.machine.accelerator)
         if ours != theirs:

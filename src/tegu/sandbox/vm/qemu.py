@@ -12,6 +12,7 @@ import mmap
 import os
 import platform
 import re
+import shutil
 import signal
 import socket
 import time
@@ -19,15 +20,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tegu.errors import SandboxError
+from tegu.errors import SandboxError, UnsupportedError
+from tegu.files import write_atomic
 from tegu.linux import confine, libc
-from tegu.process import require, run
+from tegu.process import run
 from tegu.sandbox.vm.driver import BOOT_DEADLINE, Machine
 from tegu.sandbox.vm.qmp import Monitor
 
 __all__ = ["Qemu", "QemuVm", "find_binary"]
 
 _RESTORE_DEADLINE = 60.0
+_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 _CHANNEL, _MONITOR, _DISK, _ROOT, _MEMORY, _KERNEL, _INITRD = range(10, 17)
 _FIRST_USER = 0x6FFF_8000
 _USERS = 0x7FF0
@@ -39,12 +42,34 @@ _JIT_MEBIBYTES = 32
 """What QEMU may keep of translated code. Without a limit it takes up to a gigabyte."""
 
 
-def find_binary() -> tuple[str, str]:
-    """Return (path, version) of the emulator. Raises UnsupportedError."""
-    path = require("qemu-system-x86_64", package="qemu-system-x86")
-    said = run([path, "--version"], timeout=20).stdout
+def find_binary(state: Path | None = None) -> tuple[str, str]:
+    """Return (path, version) of the emulator; asked once for each binary if `state` is given.
+
+    Raises UnsupportedError.
+    """
+    import json
+
+    path = shutil.which("qemu-system-x86_64", path=_PATH)
+    if path is None:
+        raise UnsupportedError(
+            "QEMU is not installed (qemu-system-x86_64)",
+            hint="install the package qemu-system-x86",
+        )
+    about = os.stat(os.path.realpath(path))  # noqa: PTH116
+    mark = [path, about.st_ino, about.st_size, about.st_mtime_ns]
+    note = None if state is None else state / "qemu.json"
+    if note is not None:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            known = json.loads(note.read_bytes())
+            if known["binary"] == mark:
+                return path, str(known["version"])
+    said = run([path, "--version"], timeout=60).stdout
     found = re.search(r"version (\d+\.\d+\.\d+)", said)
-    return path, found[1] if found else "unknown"
+    version = found[1] if found else "unknown"
+    if note is not None:
+        with suppress(OSError):
+            write_atomic(note, json.dumps({"binary": mark, "version": version}))
+    return path, version
 
 
 def tsc_khz() -> int:

@@ -19,10 +19,11 @@ from tegu.files import write_atomic
 from tegu.sandbox.state import make_state
 from tegu.sandbox.template import Template
 from tegu.sandbox.vm import kernel, rootimage
-from tegu.sandbox.vm.base import make_disk, say_hello
+from tegu.sandbox.vm.base import make_disk
 from tegu.sandbox.vm.channel import Frames
 from tegu.sandbox.vm.driver import BOOT_DEADLINE, Driver, Machine
 from tegu.sandbox.vm.drivers import driver_for
+from tegu.sandbox.vm.guest import say_hello
 
 __all__ = ["try_boot"]
 
@@ -38,7 +39,7 @@ def try_boot(kind: str, state: Path, *, deadline: float | None = None) -> tuple[
     """
     try:
         make_state(state)
-        driver = driver_for(kind)
+        driver = driver_for(kind, state)
         found = kernel.find_kernel()
         key = _key(kind, driver, found)
         known = _read(state).get(key)

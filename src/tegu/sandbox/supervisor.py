@@ -231,7 +231,10 @@ class Supervisor:
                     cpus=spec.limits.cpus,
                     pids=None if machine else spec.limits.pids,
                 )
-                box.group.attach(box.pid)
+                if box.pid:
+                    box.group.attach(box.pid)
+                else:
+                    box.gate = lambda passed: self._admit(box, passed)
         except BaseException as e:
             if box.pid:
                 box.kill()
@@ -239,6 +242,16 @@ class Supervisor:
                 box.stillborn(e.message if isinstance(e, TeguError) else str(e))
             raise
         return box
+
+    def _admit(self, box: Box, passed: Callable[[SandboxError | None], None]) -> None:
+        """Put a microVM's new process into its version 2 group."""
+        try:
+            assert box.group is not None
+            box.group.attach(box.pid)
+        except OSError as e:
+            passed(SandboxError(f"box {box.name}: its limits: {e.strerror}"))
+        else:
+            passed(None)
 
     def _count(self, box: Box, pids: int, passed: Callable[[SandboxError | None], None]) -> None:
         """Put a new box into a version 1 group that bounds its processes, whoever they run as.

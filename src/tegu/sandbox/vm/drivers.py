@@ -25,24 +25,35 @@ def driver_for(kind: str, state: Path | None = None) -> Driver:
 
 def why_not(kind: str) -> str:
     """Return why this host cannot run microVMs of the class `kind`, or nothing."""
-    reason = qemu.supported()
-    if reason:
-        return reason
-    if find_guest() is None:
-        return "the guests' first process was not compiled (no C compiler when Tegu was built)"
-    for program, package in (("mkfs.erofs", "erofs-utils"), ("mkfs.ext4", "e2fsprogs")):
-        if shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
-            return f"{program} is not installed (package {package})"
-    from tegu.sandbox.vm import kernel
-
     try:
-        driver_for(kind)
-        kernel.find_kernel()
+        _confirm(kind)
     except UnsupportedError as e:
         return e.message.removeprefix("unsupported: ") + (f" ({e.hint})" if e.hint else "")
     except TeguError as e:
         return e.message
-    return _why_no_kvm() if kind == "microvm" else ""
+    return ""
+
+
+@cache
+def _confirm(kind: str) -> None:
+    """Raise UnsupportedError unless all is there; once it is, it is not looked for again."""
+    from tegu.sandbox.vm import kernel
+
+    reason = qemu.supported()
+    if reason:
+        raise UnsupportedError(reason)
+    if find_guest() is None:
+        raise UnsupportedError(
+            "the guests' first process was not compiled (no C compiler when Tegu was built)"
+        )
+    for program, package in (("mkfs.erofs", "erofs-utils"), ("mkfs.ext4", "e2fsprogs")):
+        if shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+            raise UnsupportedError(f"{program} is not installed (package {package})")
+    driver_for(kind)
+    kernel.find_kernel()
+    reason = _why_no_kvm() if kind == "microvm" else ""
+    if reason:
+        raise UnsupportedError(reason)
 
 
 @cache

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tegu.errors import SandboxError
+from tegu.sandbox import wireless
 from tegu.sandbox.box import Box
 from tegu.sandbox.spec import BoxSpec
 from tegu.sandbox.vm import snapshots
@@ -44,6 +47,7 @@ class Machines:
         self._state = state
         self._bases: dict[object, tuple[object, Path]] = {}
         self._making: dict[object, asyncio.Task[Path]] = {}
+        self._zygote: _Zygote | None = None
 
     @property
     def state(self) -> Path:
@@ -101,22 +105,9 @@ class Machines:
             source = self.state / "snapshots" / snapshots.check_name(spec.snapshot)
         else:
             source = self._bases[self._key(spec)][1]
-        pid = os.posix_spawn(
-            sys.executable,
-            [
-                *(sys.executable, "-I", "-S", "-c"),
-                _program("tegu.sandbox.vm.host", "main(3, sys.argv[1:])"),
-                *(json.dumps(spec.to_json()), str(source), str(self.state)),
-            ],
-            dict(os.environ),
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-                (os.POSIX_SPAWN_DUP2, 0, 1),
-                (os.POSIX_SPAWN_DUP2, box.other_end.fileno(), 3),
-            ],
-            setsid=True,
-        )
-        box.born(pid, os.pidfd_open(pid), "")
+        if self._zygote is None or not self._zygote.alive:
+            self._zygote = _Zygote()
+        self._zygote.ask(box, [json.dumps(spec.to_json()), str(source), str(self.state)])
 
     def restored(self, name: str, wanted: BoxSpec) -> BoxSpec:
         """Return the description of a box that continues a snapshot: what was saved, with the
@@ -162,6 +153,76 @@ class Machines:
         gone = directory.with_name(f".new-gone-{name}")
         directory.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+class _Zygote:
+    """The process that microVMs' processes are clones of (tegu.sandbox.vm.zygote)."""
+
+    def __init__(self) -> None:
+        self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._waiting: dict[str, Box] = {}
+        try:
+            self.pid = os.posix_spawn(
+                sys.executable,
+                [
+                    *(sys.executable, "-I", "-S", "-c"),
+                    _program("tegu.sandbox.vm.zygote", "main(3)"),
+                ],
+                dict(os.environ),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                    (os.POSIX_SPAWN_DUP2, 0, 1),
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
+                ],
+                setsid=True,
+            )
+        finally:
+            theirs.close()
+        self._link.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._link, self._heard)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._link.fileno() >= 0
+
+    def ask(self, box: Box, arguments: list[str]) -> None:
+        """Ask for a box's process. Raises SandboxError."""
+        self._waiting[box.name] = box
+        try:
+            fds = [box.other_end.fileno()]
+            wireless.tell(self._link, box.name, json.dumps(arguments), fds=fds)
+        except OSError as e:
+            del self._waiting[box.name]
+            raise SandboxError(f"too many boxes are being started: {e.strerror}") from e
+
+    def _heard(self) -> None:
+        try:
+            data, fds = wireless.receive(self._link)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._ended()
+            return
+        words = wireless.split(data)
+        box = self._waiting.pop(words[1])
+        if words[0] == "born":
+            box.born(int(words[2]), fds[0], "")
+        else:
+            box.stillborn(words[2])
+
+    def _ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._link)
+        self._link.close()
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        waiting, self._waiting = self._waiting, {}
+        for box in waiting.values():
+            box.stillborn("the process that starts microVMs has ended")
 
 
 def reap_orphans() -> None:

@@ -7,18 +7,23 @@ saved memory. They take turns. An answer is the guest's first process having tak
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.common import Bar, BenchError, BenchResult, machine
 
+from tegu.sandbox.client import Sandbox
 from tegu.sandbox.spec import BoxSpec, Limits
 from tegu.sandbox.vm import kernel, snapshots
 from tegu.sandbox.vm.base import ensure_base, make_disk
@@ -30,8 +35,7 @@ from tegu.sandbox.vm.trial import try_boot
 
 __all__ = ["run"]
 
-MEMORY = 128 * 2**20
-DISK = 64 * 2**20
+SHAPE: dict[str, Any] = {"memory": 128 * 2**20, "disk": 64 * 2**20}
 CLONES = 4
 APPLETS = ("sh", "cat", "true", "echo")
 
@@ -61,27 +65,32 @@ def run(quick: bool) -> BenchResult:
         return _run(Path(name), times)
 
 
-def _run(scratch: Path, times: int) -> BenchResult:
-    reason, _ = try_boot("microvm-tcg", scratch / "state")
-    if reason:
-        raise BenchError(reason)
-    tree = _tree(scratch / "tree")
-    spec = BoxSpec(str(tree), "microvm-tcg", Limits(memory=MEMORY, disk=DISK))
-    base = ensure_base(spec, scratch / "state")
-    body = snapshots.read_manifest(base, "base")
-    made = Machine(**body["machine"])
-    path, version = find_binary()
-    ours, usual = Qemu(path, version, "tcg"), Ordinary(path, version, "tcg")
-    found = kernel.find_kernel()
+class Subject:
+    """The guest that is booted, restored and created."""
 
-    def boot(driver: Qemu) -> Took:
-        fresh = Path(tempfile.mkdtemp(dir=scratch))
-        disk = make_disk(fresh / "disk", DISK)
-        which = (
-            made if driver is ours else Machine(**{**made.to_json(), "kernel": str(found.image)})
-        )
+    def __init__(self, scratch: Path) -> None:
+        reason, _ = try_boot("microvm-tcg", scratch / "state")
+        if reason:
+            raise BenchError(reason)
+        self.scratch = scratch
+        self.socket = scratch / "s"
+        self.tree = str(_tree(scratch / "tree"))
+        spec = BoxSpec(self.tree, "microvm-tcg", Limits(**SHAPE))
+        self.base = ensure_base(spec, scratch / "state")
+        self.machine = Machine(**snapshots.read_manifest(self.base, "base")["machine"])
+        path, self.version = find_binary()
+        self.ours = Qemu(path, self.version, "tcg")
+        self.usual = Ordinary(path, self.version, "tcg")
+        self.kernel = kernel.find_kernel()
+        self.first: list[float] = []
+
+    def boot(self, driver: Qemu) -> Took:
+        """Boot until an answer."""
+        fresh = Path(tempfile.mkdtemp(dir=self.scratch))
+        disk = make_disk(fresh / "disk", SHAPE["disk"])
+        image = self.machine.kernel if driver is self.ours else str(self.kernel.image)
         began = time.monotonic()
-        vm = driver.boot(which, fresh / "memory", disk)
+        vm = driver.boot(replace(self.machine, kernel=image), fresh / "memory", disk)
         try:
             frames = Frames(vm.channel)
             say_hello(frames, vm, began + 300)
@@ -91,12 +100,13 @@ def _run(scratch: Path, times: int) -> BenchResult:
             os.close(disk)
             shutil.rmtree(fresh)
 
-    def restored(keep: list[QemuVm] | None = None) -> Took:
+    def restore(self, keep: list[QemuVm] | None = None) -> Took:
+        """Restore until an answer."""
         began = time.monotonic()
-        disk = os.open(scratch, os.O_TMPFILE | os.O_RDWR, 0o600)
-        with (base / "disk").open("rb") as saved:
+        disk = os.open(self.scratch, os.O_TMPFILE | os.O_RDWR, 0o600)
+        with (self.base / "disk").open("rb") as saved:
             snapshots.copy_sparse(saved.fileno(), disk)
-        vm = ours.restore(made, base, disk)
+        vm = self.ours.restore(self.machine, self.base, disk)
         os.close(disk)
         try:
             return _answer(vm, Frames(vm.channel), began)
@@ -106,25 +116,69 @@ def _run(scratch: Path, times: int) -> BenchResult:
             else:
                 keep.append(vm)
 
+    def create(self) -> Took:
+        """Have the service create a box, and run a first program in it."""
+        began = time.monotonic()
+        with Sandbox.create(self.tree, kind="microvm-tcg", **SHAPE, path=self.socket) as box:
+            took = Took(time.monotonic() - began, float("nan"))
+            box.run(["/bin/true"]).check()
+            self.first.append(time.monotonic() - began)
+        return took
+
+
+def _run(scratch: Path, times: int) -> BenchResult:
+    subject = Subject(scratch)
     tools: dict[str, Callable[[], Took]] = {
-        "boot, QEMU's q35": lambda: boot(usual),
-        "boot, tegu": lambda: boot(ours),
-        "restore, tegu": restored,
+        "boot, QEMU's q35": lambda: subject.boot(subject.usual),
+        "boot, tegu": lambda: subject.boot(subject.ours),
+        "restore, tegu": subject.restore,
+        "create, tegu's service": subject.create,
     }
     seen: dict[str, list[Took]] = {name: [] for name in tools}
-    for turn in range(times):
-        for name, measure in tools.items():
-            if name == "restore, tegu" or turn < max(3, times // 4):
-                seen[name].append(measure())
-    rows, bars = _judged(seen, _living(restored))
+    with _service(subject.socket, scratch / "state"):
+        subject.create()
+        subject.first.clear()
+        for turn in range(times):
+            for name, measure in tools.items():
+                if not name.startswith("boot") or turn < max(3, times // 4):
+                    seen[name].append(measure())
+    rows, bars = _judged(seen, _living(subject.restore))
     notes = [
-        f"Guests of {MEMORY // 2**20} MiB with kernel {found.version}, QEMU {version}, emulated"
-        " (TCG). The answer comes after the guest has a random state, clock and names of its own.",
+        f"Guests of {SHAPE['memory'] // 2**20} MiB with kernel {subject.kernel.version}, QEMU"
+        f" {subject.version}, emulated (TCG). The answer comes after the guest has a random state,"
+        " clock and names of its own.",
         f"Memory is the proportional set size of QEMU, the guest's memory in it, with {CLONES} that"
         " were restored from one file.",
+        "`create` is Sandbox.create through the supervisor, to a box that takes programs; its first"
+        f" /bin/true has ended after {1000 * statistics.median(subject.first):.0f} ms.",
         "Firecracker and Cloud Hypervisor need KVM and were left out.",
     ]
     return BenchResult("microvm", machine(), rows, bars, notes)
+
+
+@contextmanager
+def _service(socket: Path, state: Path) -> Iterator[None]:
+    source = str(Path(snapshots.__file__).parents[3])
+    ready_r, ready_w = os.pipe()
+    program = (
+        f"import sys; sys.path.insert(0, {source!r}); from pathlib import Path; "
+        "from tegu.sandbox.keeper import keep; "
+        f"sys.exit(keep(Path(sys.argv[1]), warm=0, idle_exit=None, ready={ready_w}))"
+    )
+    keeper = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program, str(socket)],
+        env={**os.environ, "TEGU_SANDBOX_STATE": str(state)},
+        pass_fds=[ready_w],
+    )
+    os.close(ready_w)
+    try:
+        if os.read(ready_r, 1) != b"1":
+            raise BenchError("the supervisor did not start")
+        yield
+    finally:
+        os.close(ready_r)
+        keeper.terminate()
+        keeper.wait(60)
 
 
 def _living(restored: Callable[[list[QemuVm]], Took]) -> float:
@@ -148,7 +202,9 @@ def _judged(seen: dict[str, list[Took]], memory: float) -> tuple[list[dict[str, 
                 "until a guest answers": name,
                 "p50 ms": 1000 * wall,
                 "p99 ms": 1000 * max(t.wall for t in all_),
-                "processor ms": 1000 * statistics.median(t.cpu for t in all_),
+                "processor ms": None
+                if math.isnan(all_[0].cpu)
+                else 1000 * statistics.median(t.cpu for t in all_),
                 "of restore": wall / statistics.median(t.wall for t in seen["restore, tegu"]),
             }
         )

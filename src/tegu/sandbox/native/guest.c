@@ -67,6 +67,8 @@ static size_t incoming_length;
 static uint32_t left_behind[256]; /* groups of ended runs that still hold processes */
 static unsigned n_left;
 static unsigned long most_files = 1024;
+static char most_pids[24];
+static int frozen;
 
 static void die(const char *what)
 {
@@ -536,10 +538,15 @@ static void kill_run(struct run *r, uint32_t number, uint32_t everything)
 static void freeze(uint32_t id)
 {
     struct timespec pause = {0, 1000000};
-    write_at(groups, "box/cgroup.freeze", "1");
-    for (int i = 0; number_at(groups, "box/cgroup.events", "frozen") != 1; i++) {
+    /* An emulated guest that wakes translates each path of its kernel anew: what need not be done
+     * is not. */
+    frozen = number_at(groups, "box/cgroup.events", "populated") != 0;
+    if (frozen)
+        write_at(groups, "box/cgroup.freeze", "1");
+    for (int i = 0; frozen && number_at(groups, "box/cgroup.events", "frozen") != 1; i++) {
         if (i == SETTLE_MS) {
             write_at(groups, "box/cgroup.freeze", "0");
+            frozen = 0;
             return fail(id, ETIMEDOUT);
         }
         nanosleep(&pause, NULL);
@@ -591,9 +598,14 @@ static void thaw(uint32_t id, char *data, size_t length)
     if (pwrite(boot_id, line, strlen(line), 0) < 0)
         return fail(id, errno);
     most_files = strtoul(fields[6], NULL, 10);
-    if (write_at(groups, "box/pids.max", fields[5]) < 0 ||
-        write_at(groups, "box/cgroup.freeze", "0") < 0)
+    if (strcmp(most_pids, fields[5])) {
+        if (write_at(groups, "box/pids.max", fields[5]) < 0)
+            return fail(id, errno);
+        snprintf(most_pids, sizeof most_pids, "%s", fields[5]);
+    }
+    if (frozen && write_at(groups, "box/cgroup.freeze", "0") < 0)
         return fail(id, errno);
+    frozen = 0;
     send_frame('T', id, NULL, 0);
 }
 

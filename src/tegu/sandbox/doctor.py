@@ -122,15 +122,15 @@ def launcher(*, there: bool) -> Finding:
 
 
 def examine(
-    try_container: Callable[[], None], ask_limits: Callable[[], list[dict[str, Any]]]
+    try_class: Callable[[str], None], ask_limits: Callable[[], list[dict[str, Any]]]
 ) -> list[Finding]:
-    """Return the whole report. `try_container` runs something in a box, or raises TeguError."""
+    """Return the whole report. `try_class` runs a program in a box, or raises TeguError."""
     found = []
     for kind in CLASSES:
         reason, detail = _REASONS[kind](), ""
-        if kind == "container" and not reason:
+        if kind in ("process", "container") and not reason:
             try:
-                try_container()
+                try_class(kind)
             except TeguError as e:
                 reason = e.message.removeprefix("unsupported: ")
             detail = "" if reason else "a program ran in it"

@@ -1,9 +1,10 @@
-"""What a wheel has compiled: the sandbox's launcher and the probes (hatchling's build hook).
+"""What a wheel has compiled: the sandbox's programs and the probes (hatchling's build hook).
 
-The launcher (src/tegu/sandbox/native/box.c) is static, so that it runs on any Linux of this
-architecture; what forks functions (fork.c) needs no library. Without a C compiler there is neither,
-and boxes start more slowly; TEGU_LAUNCHER=no leaves them out, =yes makes them a must. The probes
-(src/tegu/probe/bpf) need clang, and a wheel has them; in a source tree `./dev` compiles them.
+The launcher (src/tegu/sandbox/native/box.c) and the first process of microVMs (guest.c) are static,
+so that they run on any Linux of this architecture; what forks functions (fork.c) needs no library.
+Without a C compiler there is none: boxes start more slowly, and microVMs not at all;
+TEGU_LAUNCHER=no leaves them out, =yes makes them a must. The probes (src/tegu/probe/bpf) need
+clang, and a wheel has them; in a source tree `./dev` compiles them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 _FLAGS = ["-std=gnu11", "-O2", "-Wall", "-s"]
 NATIVE = {
     "tegu-box": ("box.c", [*_FLAGS, "-static", "-fstack-protector-strong"]),
+    "tegu-guest": ("guest.c", [*_FLAGS, "-static", "-fstack-protector-strong"]),
     # Without libc, which calls nothing of a template's either; so nothing checks its stack.
     "tegu-fork.so": (
         "fork.c",
@@ -68,8 +70,8 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg, misc]
         if why:
             _remove(native)
             if wish == "yes":
-                raise RuntimeError(f"the sandbox's launcher cannot be built: {why}")
-            self.app.display_warning(f"without the sandbox's launcher: {why}")
+                raise RuntimeError(f"what the sandbox has in C cannot be built: {why}")
+            self.app.display_warning(f"without what the sandbox has in C: {why}")
             return False
         return True
 

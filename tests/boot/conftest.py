@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 import pytest
 
 from tegu.definition.models import Definition, Kernel, System
+from tegu.emulator.arch import MACHINES
 from tegu.image.disk import DiskSpec
 from tegu.image.tools import LockedTools, locked_tools
 from tegu.image.unpack import open_unpacked, unpack_missing
-from tegu.lab.arch import MACHINES
 from tegu.lab.firmware import find_uefi
 from tegu.linux import run_isolated
 from tegu.packages import Lock, fetch_all, make_lock

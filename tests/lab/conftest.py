@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tegu.lab.arch import facts_for
-from tegu.lab.binary import QemuBinary, find_qemu
-from tegu.lab.guests import GUESTS
+from tegu.emulator.arch import facts_for
+from tegu.emulator.binary import QemuBinary, find_qemu
+from tegu.emulator.guests import GUESTS
 from tegu.lab.options import QemuOptions
 from tegu.lab.registry import Registry
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tegu.emulator.arch import MACHINES, facts_for
 from tegu.errors import UnsupportedError
-from tegu.lab.arch import MACHINES, facts_for
 from tegu.lab.firmware import find_uefi
 
 X86 = MACHINES["x86-64"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tegu.emulator.arch import MACHINES, MachineFacts
+from tegu.emulator.binary import QemuBinary
 from tegu.errors import UsageError
-from tegu.lab.arch import MACHINES, MachineFacts
-from tegu.lab.binary import QemuBinary
 from tegu.lab.command import Parts, command_line
 from tegu.lab.disk import Disk
 from tegu.lab.flags import machine_options

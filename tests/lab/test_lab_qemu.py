@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from tegu.emulator.arch import MACHINES, facts_for
+from tegu.emulator.guests import ANSWER
 from tegu.errors import MachineError, UnsupportedError, UsageError
-from tegu.lab.arch import MACHINES, facts_for
 from tegu.lab.boot import boot, stop
 from tegu.lab.disk import inspect
 from tegu.lab.firmware import find_uefi
-from tegu.lab.guests import ANSWER
 from tegu.lab.options import BUSES, Forward, QemuOptions
 from tegu.lab.qemu import QemuMachine
 from tegu.lab.qmp import execute, machine_status
@@ -233,8 +233,8 @@ def test_missing_qemu_is_named(
 def test_kvm_on_demand_is_refused_where_it_does_not_work(
     image: Path, registry: Registry, qemu: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tegu.emulator.kvm import Kvm
     from tegu.lab import qemu as module
-    from tegu.lab.kvm import Kvm
 
     monkeypatch.setattr(module, "check_kvm", lambda *_: Kvm(True, False, "it hangs"))
     with pytest.raises(UnsupportedError, match="KVM: it hangs"):

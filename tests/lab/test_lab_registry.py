@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tegu.emulator.child import Child, ProcessId, current_process
 from tegu.errors import MachineError, UsageError
-from tegu.lab.child import Child, ProcessId, current_process
 from tegu.lab.directory import remove_directory, short_directory
 from tegu.lab.registry import MachineRecord, Registry
 

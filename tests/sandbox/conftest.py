@@ -29,6 +29,7 @@ class Served:
         # Short, as the address of a UNIX socket has 108 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="tegu-t", dir="/tmp"))
         self.path = self.directory / "s"
+        self.state = Path(os.environ.get("TEGU_SANDBOX_STATE", self.directory / "state"))
         reader, writer = os.pipe()
         program = (
             f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from pathlib import Path; "
@@ -39,6 +40,7 @@ class Served:
         self.keeper = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", program, str(self.path)],
             stdin=subprocess.DEVNULL,
+            env={**os.environ, "TEGU_SANDBOX_STATE": str(self.state)},
             pass_fds=[writer],
         )
         os.close(writer)
@@ -132,6 +134,7 @@ def fresh() -> Iterator[Served]:
 def path(served: Served, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The shared supervisor's socket, which clients find by themselves as well."""
     monkeypatch.setenv("TEGU_SANDBOX_SOCKET", str(served.path))
+    monkeypatch.setenv("TEGU_SANDBOX_STATE", str(served.state))
     return served.path
 
 

@@ -306,9 +306,11 @@ def test_the_interpreter_of_the_supervisor_is_on_a_read_only_mount(served: Serve
     text = Path(f"/proc/{served.supervisor}/mountinfo").read_text()
     for line in text.splitlines():
         fields = line.split()
-        kind = fields[fields.index("-") + 1]
-        if kind not in ("proc", "cgroup", "cgroup2"):
-            assert "ro" in fields[5].split(",")
+        kind, flags = fields[fields.index("-") + 1], fields[5].split(",")
+        if fields[4] == str(served.state):  # what it keeps: no program, and no box sees it
+            assert {"noexec", "nosuid", "nodev"} <= set(flags)
+        elif kind not in ("proc", "cgroup", "cgroup2"):
+            assert "ro" in flags
 
 
 def test_no_descriptor_and_no_directory_leaks_in(path: Path, box: Sandbox) -> None:

@@ -139,8 +139,8 @@ def test_through_the_front_door(path: Path) -> None:
     found = {f["name"]: f for f in doctor}
     assert found["container"]["available"]
     for kind in ("process", "gvisor", "microvm", "microvm-tcg", "tee"):
-        assert not found[kind]["available"]
-        assert found[kind]["reason"]
+        assert bool(found[kind]["reason"]) != found[kind]["available"]
+    assert not found["tee"]["available"]
     table = tegu("sandbox", "doctor").stdout
     assert "unsupported: " in table
 

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from tegu.cli.sandbox_saved import add_to
 from tegu.errors import UsageError
 
 __all__ = ["app", "run_app"]
 
 app = typer.Typer(no_args_is_help=True)
 run_app = typer.Typer()
+add_to(app)
 
 
 @app.callback()
@@ -112,14 +114,14 @@ def stop() -> None:
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """Say for each class whether this host can run it, and what its limits rest on."""
     from tegu.cli.output import print_json, print_table
+    from tegu.sandbox.client import box_spec, supervisor
     from tegu.sandbox.client import run as run_once
-    from tegu.sandbox.client import supervisor
     from tegu.sandbox.doctor import examine
 
-    def try_container() -> None:
-        run_once(["true"], timeout=20).check()
+    def try_class(kind: str) -> None:
+        run_once(["true"], box=box_spec(kind=kind), timeout=20).check()
 
-    found = examine(try_container, lambda: list(supervisor("doctor", start=True)))
+    found = examine(try_class, lambda: list(supervisor("doctor", start=True)))
     if as_json:
         print_json([f.to_json() for f in found])
         return

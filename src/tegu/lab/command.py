@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tegu.lab.arch import MachineFacts
-from tegu.lab.binary import QemuBinary
+from tegu.emulator.arch import MachineFacts
+from tegu.emulator.binary import QemuBinary
 from tegu.lab.disk import Disk
 from tegu.lab.options import Bus, QemuOptions
 from tegu.lab.registry import MachineRecord

@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
+from tegu.emulator.arch import MachineFacts
 from tegu.errors import UnsupportedError
-from tegu.lab.arch import MachineFacts
 
 __all__ = ["FIRMWARE_DIRECTORIES", "FirmwareFiles", "find_uefi"]
 

@@ -10,9 +10,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from tegu.emulator.arch import MachineFacts
 from tegu.errors import UnsupportedError, UsageError
 from tegu.files import write_atomic
-from tegu.lab.arch import MachineFacts
 from tegu.lab.command import Parts
 from tegu.lab.disk import Disk, inspect, make_overlay
 from tegu.lab.firmware import find_uefi

@@ -10,15 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tegu.emulator.arch import MACHINES, MachineFacts, facts_for
+from tegu.emulator.binary import QemuBinary, find_qemu
+from tegu.emulator.child import Child, ProcessId, complaint, wait_until
+from tegu.emulator.kvm import check_kvm, remember_broken
 from tegu.errors import MachineError, TeguError, UnsupportedError
-from tegu.lab.arch import MACHINES, MachineFacts, facts_for
-from tegu.lab.binary import QemuBinary, find_qemu
-from tegu.lab.child import Child, ProcessId, complaint, wait_until
 from tegu.lab.command import command_line
 from tegu.lab.directory import remove_directory, short_directory
 from tegu.lab.disk import Disk, inspect
 from tegu.lab.furnish import furnish, home_for
-from tegu.lab.kvm import check_kvm, remember_broken
 from tegu.lab.options import QemuOptions
 from tegu.lab.qmp import execute, forwarded_port, machine_status
 from tegu.lab.registry import MachineRecord, Registry

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tegu.emulator.child import ProcessId, current_process
 from tegu.errors import MachineError, UsageError
 from tegu.files import write_atomic
-from tegu.lab.child import ProcessId, current_process
 from tegu.lab.directory import remove_directory
 from tegu.lab.ssh import Address
 

@@ -20,6 +20,7 @@ from tegu.sandbox.client import (
     box_spec,
     checked_file,
     entries,
+    listed,
     read_file,
     run_spec,
     secret_files,
@@ -172,32 +173,36 @@ class AsyncFiles:
         self._talk = talk
         self._name = name
 
-    async def _open(self, path: str, flags: int) -> int:
-        _, fds = await self._talk.ask_fd("open", box=self._name, path=path, flags=flags)
+    async def _open(self, path: str, flags: int) -> tuple[int, bool]:
+        answer, fds = await self._talk.ask_fd("open", box=self._name, path=path, flags=flags)
         for extra in fds[1:]:
             os.close(extra)
         if not fds:
             raise SandboxError(f"{path}: the box gave no descriptor")
-        return checked_file(fds[0], path, directory=bool(flags & os.O_DIRECTORY))
+        directory = bool(flags & os.O_DIRECTORY) and answer != "copy"
+        return checked_file(fds[0], path, directory=directory), answer == "copy"
 
     async def read(self, path: str, *, max_bytes: int = MAX_READ) -> bytes:
         """Return a regular file's content; SandboxError when it is more than `max_bytes`."""
-        return read_file(await self._open(path, os.O_RDONLY), path, max_bytes)
+        fd, _ = await self._open(path, os.O_RDONLY)
+        return read_file(fd, path, max_bytes)
 
     async def write(self, path: str, data: bytes | str) -> None:
         """Write a file, made or replaced."""
-        fd = await self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        fd, copy = await self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             with os.fdopen(fd, "wb") as f:
                 f.write(data.encode() if isinstance(data, str) else data)
         except OSError as e:
             raise SandboxError(f"{path}: {e.strerror}") from e
+        if copy:
+            await self._talk.ask("commit", box=self._name, path=path)
 
     async def list(self, path: str = "/") -> list[Entry]:
         """Return a directory's entries, sorted by name."""
-        fd = await self._open(path, os.O_RDONLY | os.O_DIRECTORY)
+        fd, copy = await self._open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return entries(fd)
+            return listed(fd) if copy else entries(fd)
         finally:
             os.close(fd)
 

@@ -326,7 +326,8 @@ class Box:
                 user, system, rss = float(words[3]), float(words[4]), int(words[5])
                 pending = self._pending.pop(number, None)
                 if pending is not None and not (pending.timed_out and self._once):
-                    pending.finish(_outcome(pending, status, user, system, rss, self._starved()))
+                    starved = self._starved() or words[6:7] == ["oom"]  # a guest's own memory
+                    pending.finish(_outcome(pending, status, user, system, rss, starved))
                     if self._once:
                         self._loop.remove_reader(
                             self._link.fileno()

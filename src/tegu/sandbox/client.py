@@ -30,6 +30,7 @@ __all__ = [
     "box_spec",
     "checked_file",
     "entries",
+    "listed",
     "run",
     "run_spec",
     "secret_files",
@@ -95,6 +96,7 @@ def box_spec(
     read_only: bool = False,
     hostname: str = "box",
     init: bool = True,
+    snapshot: str = "",
 ) -> BoxSpec:
     """Return a checked description of a box; raises UsageError that names the field."""
     limits = Limits(
@@ -104,7 +106,7 @@ def box_spec(
         files=files,
         disk=parse_size(disk, "disk"),
     )
-    return BoxSpec(template, kind, limits, timeout, read_only, hostname, init)
+    return BoxSpec(template, kind, limits, timeout, read_only, hostname, init, snapshot)
 
 
 def run_spec(
@@ -263,32 +265,37 @@ class Files:
         self._talk = talk
         self._name = name
 
-    def _open(self, path: str, flags: int) -> int:
-        _, fds = self._talk.ask_fd("open", box=self._name, path=path, flags=flags)
+    def _open(self, path: str, flags: int) -> tuple[int, bool]:
+        """Return a descriptor, and whether it is of a copy: a microVM's files are not ours."""
+        answer, fds = self._talk.ask_fd("open", box=self._name, path=path, flags=flags)
         for extra in fds[1:]:
             os.close(extra)
         if not fds:
             raise SandboxError(f"{path}: the box gave no descriptor")
-        return checked_file(fds[0], path, directory=bool(flags & os.O_DIRECTORY))
+        directory = bool(flags & os.O_DIRECTORY) and answer != "copy"
+        return checked_file(fds[0], path, directory=directory), answer == "copy"
 
     def read(self, path: str, *, max_bytes: int = MAX_READ) -> bytes:
         """Return a regular file's content; SandboxError when it is more than `max_bytes`."""
-        return read_file(self._open(path, os.O_RDONLY), path, max_bytes)
+        fd, _ = self._open(path, os.O_RDONLY)
+        return read_file(fd, path, max_bytes)
 
     def write(self, path: str, data: bytes | str) -> None:
         """Write a file, made if it is not there (its directory must be), replaced if it is."""
-        fd = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        fd, copy = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             with os.fdopen(fd, "wb") as f:
                 f.write(data.encode() if isinstance(data, str) else data)
         except OSError as e:
             raise SandboxError(f"{path}: {e.strerror}") from e
+        if copy:
+            self._talk.ask("commit", box=self._name, path=path)
 
     def list(self, path: str = "/") -> list[Entry]:
         """Return a directory's entries, sorted by name."""
-        fd = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
+        fd, copy = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return entries(fd)
+            return listed(fd) if copy else entries(fd)
         finally:
             os.close(fd)
 
@@ -339,6 +346,22 @@ def entries(directory: int) -> list[Entry]:
         except FileNotFoundError:
             continue  # it went away meanwhile
     return found
+
+
+def listed(file: int) -> list[Entry]:
+    """Return the entries that a microVM wrote down (guest.c): "MODE SIZE NAME", NUL after each."""
+    with open(file, "rb", closefd=False) as f:
+        lines = f.read().split(b"\0")[:-1]
+    found = []
+    for line in lines:
+        mode, _, rest = line.partition(b" ")
+        size, _, name = rest.partition(b" ")
+        try:
+            about = os.stat_result((int(mode, 8), 0, 0, 0, 0, 0, int(size), 0, 0, 0))
+        except ValueError:
+            raise SandboxError("the virtual machine talks nonsense") from None
+        found.append(_entry(os.fsdecode(name), about))
+    return sorted(found, key=lambda e: e.name)
 
 
 def _entry(name: str, about: os.stat_result) -> Entry:
@@ -449,9 +472,13 @@ class Sandbox:
         read_only: bool = False,
         hostname: str = "box",
         keep: bool = False,
+        snapshot: str = "",
         path: Path | None = None,
     ) -> Sandbox:
         """Start a box. It has no network but loopback.
+
+        With the name of a `snapshot` it goes on where that was made, with its class, limits and
+        template; `timeout` and `hostname` are its own, and so are random state, ids and clock.
 
         `template` is "host" or a directory with a root file system; `memory` and `disk` are bytes
         or "256M"; `cpus` processors; `timeout` the seconds it lives at most; `env` variables of
@@ -469,6 +496,7 @@ class Sandbox:
             timeout=timeout,
             read_only=read_only,
             hostname=hostname,
+            snapshot=snapshot,
         )
         talk = _Talk(path, start=True)
         try:
@@ -549,6 +577,21 @@ class Sandbox:
     def resume(self) -> None:
         """Let the programs go on."""
         self._talk.ask("resume", box=self.name)
+
+    def snapshot(self, name: str) -> None:
+        """Save memory and disk of a microVM under a name: see `create`. The box goes on."""
+        self._talk.ask("snapshot", box=self.name, name=name)
+
+    def fork(self, *, keep: bool = False) -> Sandbox:
+        """Return a new box that goes on from where this one is, with an identity of its own."""
+        import secrets
+
+        name = f"fork-{secrets.token_hex(8)}"
+        self.snapshot(name)
+        try:
+            return Sandbox.create(snapshot=name, env=self._env, keep=keep, path=self._path)
+        finally:
+            self._talk.ask("forget", name=name)
 
     def info(self) -> dict[str, Any]:
         """Return the box's state, age in seconds, description, and usage where it is accounted."""

@@ -35,8 +35,11 @@ class Finding:
         return asdict(self)
 
 
+@cache
 def _process() -> str:
-    return f"{_NO_DRIVER}; use container"
+    if landlock.abi() == 0:
+        return "this kernel has no Landlock, or it is off"
+    return _container()
 
 
 @cache
@@ -53,12 +56,15 @@ def _gvisor() -> str:
 
 
 def _microvm() -> str:
-    kvm = "there is a /dev/kvm" if Path("/dev/kvm").exists() else "there is no /dev/kvm"
-    return f"{_NO_DRIVER} ({kvm} here)"
+    from tegu.sandbox.vm.drivers import why_not
+
+    return why_not("microvm")
 
 
 def _microvm_tcg() -> str:
-    return _NO_DRIVER
+    from tegu.sandbox.vm.drivers import why_not
+
+    return why_not("microvm-tcg")
 
 
 def _tee() -> str:
@@ -116,18 +122,23 @@ def launcher(*, there: bool) -> Finding:
 
 
 def examine(
-    try_container: Callable[[], None], ask_limits: Callable[[], list[dict[str, Any]]]
+    try_class: Callable[[str], None], ask_limits: Callable[[], list[dict[str, Any]]]
 ) -> list[Finding]:
-    """Return the whole report. `try_container` runs something in a box, or raises TeguError."""
+    """Return the whole report. `try_class` runs a program in a box, or raises TeguError."""
     found = []
     for kind in CLASSES:
-        reason = _REASONS[kind]()
-        if kind == "container" and not reason:
+        reason, detail = _REASONS[kind](), ""
+        if kind in ("process", "container") and not reason:
             try:
-                try_container()
+                try_class(kind)
             except TeguError as e:
                 reason = e.message.removeprefix("unsupported: ")
-        detail = "" if reason else "a program ran in it"
+            detail = "" if reason else "a program ran in it"
+        elif kind.startswith("microvm") and not reason:
+            from tegu.sandbox.state import state_directory
+            from tegu.sandbox.vm.trial import try_boot
+
+            reason, detail = try_boot(kind, state_directory())
         found.append(Finding(kind, "class", not reason, reason, detail))
     try:
         found += [Finding(**finding) for finding in ask_limits()]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tegu.errors import SandboxError, UnsupportedError
 from tegu.linux import cgroups, id_map, libc, write_id_maps
+from tegu.sandbox.state import make_state, state_directory
 
 __all__ = ["keep", "main"]
 
@@ -42,6 +43,10 @@ def keep(
     """
     lock = _lock(path)
     listener = _listen(path)
+    state = state_directory().absolute()
+    os.environ["TEGU_SANDBOX_STATE"] = str(state)
+    with suppress(SandboxError):  # what needs it says so when it is asked for
+        make_state(state)
     try:
         cgroups.step_aside()
         cgroups.sweep()
@@ -165,7 +170,8 @@ def _become(listener: socket.socket, settings: list[object], *, privileged: bool
         libc.parent_death_signal(signal.SIGKILL)  # a change of ids would undo it
         from tegu.sandbox.quarters import furnish
 
-        furnish()
+        state = Path(os.environ["TEGU_SANDBOX_STATE"])
+        furnish(state if os.access(state, os.W_OK) else None)
         os.set_inheritable(listener.fileno(), True)
         ready = settings[2]
         if isinstance(ready, int):

@@ -11,7 +11,7 @@ import socket
 
 from tegu.linux.seccomp import Compare, Policy, Rule, compile_filter, refusing
 
-__all__ = ["CAPABILITIES", "TERMINAL_REQUESTS", "box_filter", "box_policy"]
+__all__ = ["CAPABILITIES", "TERMINAL_REQUESTS", "box_filter", "box_policy", "process_filter"]
 
 CAPABILITIES = (
     "chown",
@@ -152,3 +152,23 @@ def box_policy() -> Policy:
         Rule(["personality"], when=[Compare(0, "&", value, mask=_LOW)]) for value in _PERSONALITIES
     ]
     return Policy(rules)
+
+
+def process_filter() -> bytes:
+    """Return the compiled filter of the class `process`, which has no namespaces of its own.
+
+    As `box_filter`, without any socket but a pair, and without System V and POSIX message objects:
+    those would be the host's. What ids and groups a program has it keeps.
+    """
+    shared = {*_IPC.split(), "socket", "socketpair"}
+    ids = {"setgid", "setgroups", "setregid", "setresgid", "setresuid", "setreuid", "setuid"}
+    rules = [
+        Rule([n for n in rule.names if n not in shared | ids | {"chroot"}], rule.error, rule.when)
+        for rule in box_policy().rules
+        if not set(rule.names) & {"socket"}
+    ]
+    rules.append(Rule(["socketpair"], when=[Compare(0, "&", socket.AF_UNIX, mask=_LOW)]))
+    rules.append(Rule([*sorted(shared - {"socketpair"}), "chroot"], error=errno.EACCES))
+    rules.append(Rule(sorted(ids), error=errno.EPERM))
+    program = compile_filter(Policy(rules))
+    return refusing(program, "ioctl", 1, TERMINAL_REQUESTS, errno.EPERM)

@@ -13,11 +13,22 @@ from tegu.linux import libc, mountapi
 __all__ = ["furnish"]
 
 
-def furnish() -> None:
-    """Set the mounts of this process's new mount namespace up; raises OSError."""
+def furnish(state: Path | None = None) -> None:
+    """Set the mounts of this process's new mount namespace up; raises OSError.
+
+    `state` is the one directory of the host that stays writable; no box sees it.
+    """
     before = Path("/proc/self/mountinfo").read_text().splitlines()
     libc.mount("", "/", "", libc.MS_REC | libc.MS_PRIVATE)
+    if state is not None:
+        libc.mount(str(state), str(state), "", libc.MS_BIND)  # a mount of its own
     mountapi.set_attributes("/", mountapi.MOUNT_ATTR_RDONLY, recursive=True)
+    if state is not None:
+        mountapi.set_attributes(
+            str(state),
+            mountapi.MOUNT_ATTR_NOSUID | mountapi.MOUNT_ATTR_NODEV | mountapi.MOUNT_ATTR_NOEXEC,
+            clear=mountapi.MOUNT_ATTR_RDONLY,
+        )
     for line in before:
         fields = line.split()
         kind = fields[fields.index("-") + 1]

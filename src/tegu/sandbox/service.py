@@ -17,11 +17,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from tegu.errors import SandboxError, TeguError, UsageError
+from tegu.errors import SandboxError, TeguError, UnsupportedError, UsageError
 from tegu.sandbox import doctor, wire
 from tegu.sandbox.box import Box, Outcome, Pending, RefusedError
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.supervisor import Supervisor
+from tegu.sandbox.vm.snapshots import check_name
+from tegu.sandbox.vm.spawn import KINDS
 
 if TYPE_CHECKING:
     from tegu.sandbox.fn.service import Functions
@@ -224,7 +226,7 @@ class _Connection:
         _want_descriptors(fds)
         self._supervisor.check(spec)
         spec = self._supervisor.placed(spec)
-        if self._supervisor.zygote_now(spec.template) is None:
+        if not self._supervisor.prepared(spec):
             return self._once_later(n, spec, run, fds)
         box = self._supervisor.take(spec)
         box.owner = self
@@ -259,7 +261,7 @@ class _Connection:
 
     async def _new(self, spec: BoxSpec) -> Box:
         """Return a new box of ours, under its limits."""
-        await self._supervisor.zygote(spec.template)
+        await self._supervisor.prepare(spec)
         box = self._supervisor.take(spec)
         box.owner = self
         if self._unborn(box, spec):
@@ -299,6 +301,8 @@ class _Connection:
     def create(self, n: int, message: dict[str, Any], _: list[int]) -> Awaitable[None]:
         """Make a box that lives on."""
         spec = BoxSpec.from_json(message.get("box", {}))
+        if spec.snapshot:
+            spec = self._supervisor.machines.restored(spec.snapshot, spec)
         self._supervisor.check(spec)
         spec = self._supervisor.placed(spec)
         return self._create(n, spec, keep=message.get("keep") is True)
@@ -362,9 +366,12 @@ class _Connection:
         if not isinstance(flags, int) or flags & ~_FLAGS:
             raise UsageError(f"flags: {flags!r} are not allowed")
 
+        box = self._box(message)
+
         def done(answer: Answer) -> None:
             if isinstance(answer, list) and len(answer) == 1:
-                self._reply(n, True, fds=answer)
+                # What a microVM has opened is a copy: see Files.
+                self._reply(n, "copy" if box.spec.kind in KINDS else True, fds=answer)
             elif isinstance(answer, SandboxError):
                 self._reply(n, error=_with_name(path, answer))
             else:
@@ -372,7 +379,7 @@ class _Connection:
             if isinstance(answer, list):
                 _close(answer)
 
-        self._box(message).open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, Pending(done))
+        box.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, Pending(done))
 
     def socket(self, n: int, message: dict[str, Any], _: list[int]) -> None:
         """Make a TCP socket in a box's network, to connect to what listens there."""
@@ -388,7 +395,7 @@ class _Connection:
         self._box(message).socket(Pending(done))
 
     def change(self, n: int, message: dict[str, Any], _: list[int]) -> None:
-        """mkdir, remove, rename, pause, resume."""
+        """mkdir, remove, rename, commit (what was written to a copy), pause, resume."""
         op = str(message.get("op"))
         box = self._box(message)
         arguments = [] if op in ("pause", "resume") else [_path(message)]
@@ -405,6 +412,31 @@ class _Connection:
             self._reply(n, True)
 
         box.change(op, Pending(done), *arguments)
+
+    def snapshot(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Save a box under a name; it goes on."""
+        box, name = self._box(message), check_name(message.get("name"))
+        if box.spec.kind not in KINDS:
+            raise UnsupportedError(
+                f"a snapshot of a {box.spec.kind}", hint="microvm and microvm-tcg can be saved"
+            )
+
+        def done(answer: Answer) -> None:
+            if isinstance(answer, SandboxError):
+                self._reply(n, error=SandboxError(f"snapshot {name}: {answer.message}"))
+            else:
+                self._reply(n, {"snapshot": name})
+
+        box.change("snapshot", Pending(done), name)
+
+    def snapshots(self, n: int, *_: object) -> None:
+        """List what is saved."""
+        self._reply(n, self._supervisor.machines.snapshots())
+
+    def forget(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Remove a snapshot."""
+        self._supervisor.machines.remove(check_name(message.get("name")))
+        self._reply(n, True)
 
     def kill(self, n: int, message: dict[str, Any], _: list[int]) -> None:
         """End a box; answered when nothing is left of it."""
@@ -479,6 +511,10 @@ _OPS: dict[str, Callable[[_Connection, int, dict[str, Any], list[int]], Awaitabl
     "rename": _Connection.change,
     "timeout": _Connection.timeout,
     "ended": _Connection.ended,
+    "commit": _Connection.change,
+    "snapshot": _Connection.snapshot,
+    "snapshots": _Connection.snapshots,
+    "forget": _Connection.forget,
     "pause": _Connection.change,
     "resume": _Connection.change,
     "kill": _Connection.kill,

@@ -79,9 +79,11 @@ class BoxSpec:
     """Whether a program that is run once has a first process above it, which waits for orphans.
     Without, the program itself is process 1: half a megabyte less, but signals that it does not
     handle do not reach it (pid_namespaces(7)), and its end is only told when all is gone."""
+    snapshot: str = ""
+    """The name of a snapshot that the box continues (classes microvm and microvm-tcg)."""
 
     def __post_init__(self) -> None:
-        for what in ("template", "kind", "hostname"):
+        for what in ("template", "kind", "hostname", "snapshot"):
             _text(what, getattr(self, what))
         for what in ("read_only", "init"):
             if not isinstance(getattr(self, what), bool):

@@ -28,6 +28,8 @@ from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
 from tegu.sandbox.spec import BoxSpec, Limits
 from tegu.sandbox.template import Template, find_template
+from tegu.sandbox.users import Users
+from tegu.sandbox.vm.spawn import KINDS, OVERHEAD, Machines, reap_orphans
 
 __all__ = ["Supervisor", "main"]
 
@@ -52,6 +54,9 @@ class Supervisor:
         self.since = time.time()
         self.last_use = time.monotonic()
         self._warm = warm
+        state = os.environ.get("TEGU_SANDBOX_STATE")
+        self.machines = Machines(Path(state) if state and os.access(state, os.W_OK) else None)
+        self._users = Users(privileged=privileged)
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Task[Zygote]] = {}
         self._pools: dict[tuple[object, ...], Pool] = {}
@@ -66,6 +71,19 @@ class Supervisor:
         """Whose ids are in use beside those of templates: see `slot`."""
         self._slots: dict[str, int] = {}
         self._next = 0
+
+    def prepared(self, spec: BoxSpec) -> bool:
+        """Whether boxes like `spec` can be made at once."""
+        if spec.kind == "process":
+            return True
+        return spec.kind not in KINDS and self.zygote_now(spec.template) is not None
+
+    async def prepare(self, spec: BoxSpec) -> None:
+        """Start the zygote, or boot the microVM, that boxes like `spec` are copies of."""
+        if spec.kind in KINDS:
+            await self.machines.prepare(spec)
+        elif spec.kind != "process":
+            await self.zygote(spec.template)
 
     def zygote_now(self, template: str) -> Zygote | None:
         """Return the zygote of a template if it is ready."""
@@ -146,7 +164,13 @@ class Supervisor:
     def check(self, spec: BoxSpec) -> None:
         """Raise UnsupportedError when this host cannot give what is asked for."""
         doctor.require(spec.kind)
-        self.check_limits(spec.limits.memory, spec.limits.cpus)
+        if spec.kind == "process":
+            self._users.check(spec)
+        if spec.snapshot and spec.kind not in KINDS:
+            raise UnsupportedError(f"a {spec.kind} cannot continue a snapshot")
+        # A guest's own memory is its limit.
+        memory = None if spec.kind in KINDS else spec.limits.memory
+        self.check_limits(memory, spec.limits.cpus)
 
     def check_limits(self, memory: int | None, cpus: float | None) -> None:
         """Raise UnsupportedError when this host cannot limit bytes or processors as asked."""
@@ -158,6 +182,8 @@ class Supervisor:
         """Have a box cloned by its template's zygote, which must be ready."""
         if self._closing:
             raise SandboxError("the supervisor is ending")
+        if spec.kind in KINDS or spec.kind == "process":
+            return self._make_process(spec)
         zygote = self.zygote_now(spec.template)
         if zygote is None:
             raise SandboxError(f"template {spec.template}: its zygote has ended")
@@ -194,6 +220,48 @@ class Supervisor:
         if self.groups.provider("pids") == "cgroup v1":
             box.gate = lambda passed: self._count(box, limits.pids, passed)
         return box
+
+    def _make_process(self, spec: BoxSpec) -> Box:
+        """Start what holds a microVM or a confined process, in a group of its own where version 2
+        is."""
+        self._next += 1
+        box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
+        self.boxes[box.name] = box
+        try:
+            if spec.kind in KINDS:
+                self.machines.start(box)
+            else:
+                self._users.start(box)
+            if self.groups.provider("pids") == "cgroup v2":
+                memory = spec.limits.memory
+                machine = spec.kind in KINDS
+                box.group = self.groups.create(
+                    box.name,
+                    memory=memory and memory + OVERHEAD * machine,
+                    cpus=spec.limits.cpus,
+                    pids=None if machine else spec.limits.pids,
+                )
+                if box.pid:
+                    box.group.attach(box.pid)
+                else:
+                    box.gate = lambda passed: self._admit(box, passed)
+        except BaseException as e:
+            if box.pid:
+                box.kill()
+            else:
+                box.stillborn(e.message if isinstance(e, TeguError) else str(e))
+            raise
+        return box
+
+    def _admit(self, box: Box, passed: Callable[[SandboxError | None], None]) -> None:
+        """Put a microVM's new process into its version 2 group."""
+        try:
+            assert box.group is not None
+            box.group.attach(box.pid)
+        except OSError as e:
+            passed(SandboxError(f"box {box.name}: its limits: {e.strerror}"))
+        else:
+            passed(None)
 
     def _count(self, box: Box, pids: int, passed: Callable[[SandboxError | None], None]) -> None:
         """Put a new box into a version 1 group that bounds its processes, whoever they run as.
@@ -243,13 +311,19 @@ class Supervisor:
         """
         limits = spec.limits
         more = limits.memory is not None or limits.cpus is not None
+        if spec.kind in KINDS:
+            more = bool(
+                (limits.memory and self.groups.provider("memory")) or limits.cpus is not None
+            )
         pids = self.groups.provider("pids")
         if pids == "cgroup v2" or not (more or pids):
             return False
+        machine = spec.kind in KINDS
         if not box.ready:
             return True
         if more:
-            group = self.groups.create(box.name, memory=limits.memory, cpus=limits.cpus, pids=None)
+            memory = limits.memory + OVERHEAD if machine and limits.memory else limits.memory
+            group = self.groups.create(box.name, memory=memory, cpus=limits.cpus, pids=None)
             group.attach(box.pid)
             box.join(group)
         return False
@@ -257,6 +331,8 @@ class Supervisor:
     def _pool(self, spec: BoxSpec) -> Pool | None:
         """Return the pool whose boxes fit: those that are asked for as they come."""
         limits = spec.limits
+        if spec.kind in KINDS or spec.kind == "process":
+            return None
         plain = spec.timeout is None and (limits.memory is None and limits.cpus is None)
         second = self.groups.provider("pids") == "cgroup v2"
         if not self._warm or (second and not plain) or spec.timeout is not None:
@@ -284,6 +360,8 @@ class Supervisor:
 
     def _ended(self, box: Box) -> None:
         self.boxes.pop(box.name, None)
+        if box.spec.kind == "process":
+            self._users.ended(box)
         if box.state == "dead" and box.owner is None:
             for pool in self._pools.values():
                 pool.drop(box)
@@ -303,6 +381,7 @@ class Supervisor:
                 await asyncio.wait_for(
                     stop.wait(), min(_TEND_EVERY, idle_exit) if idle_exit else _TEND_EVERY
                 )
+            reap_orphans()
             for key, pool in list(self._pools.items()):
                 pool.shrink()
                 if not pool.wanted:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tegu.errors import UsageError
 from tegu.linux import mountapi
 
-__all__ = ["Template", "find_template"]
+__all__ = ["Template", "find_template", "readable_paths"]
 
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ETC = (
@@ -143,3 +143,9 @@ def _copy(path: Path) -> Iterator[tuple[str, str, str | bytes]]:
             yield from _copy(child)
     elif path.is_file() and path.stat().st_mode & 0o004:
         yield str(path), "file", path.read_bytes()
+
+
+def readable_paths() -> list[str]:
+    """Return what of this machine a program of the class `process` may read and run."""
+    paths = ["/usr", *(f"/{name}" for name in _TOP), *(f"/etc/{name}" for name in _ETC)]
+    return [path for path in (*paths, "/etc/passwd", "/etc/group") if Path(path).exists()]

@@ -1,4 +1,5 @@
-"""The compiled launcher: what makes boxes and starts programs in them, as a small static program.
+"""What is compiled: the launcher, which makes boxes and starts programs in them, and the first
+process of microVMs, each a small static program.
 
 `box.c` is built with the package where there is a C compiler (hatch_build.py). Without it the same
 is done in Python (zygote, inside, init), as strictly held and some milliseconds slower.
@@ -10,7 +11,7 @@ import fcntl
 import os
 from pathlib import Path
 
-__all__ = ["find_launcher", "open_launcher"]
+__all__ = ["find_guest", "find_launcher", "open_launcher"]
 
 _MFD_EXEC = 0x10  # linux/memfd.h, Linux 6.3
 
@@ -19,6 +20,12 @@ def find_launcher() -> Path | None:
     """Return the compiled program, or None where it was not built."""
     path = Path(__file__).with_name("tegu-box")
     return path if os.access(path, os.X_OK) else None
+
+
+def find_guest() -> Path | None:
+    """Return the first process of microVMs (guest.c), or None where it was not built."""
+    path = Path(__file__).with_name("tegu-guest")
+    return path if path.is_file() else None
 
 
 def open_launcher(path: Path) -> int:

@@ -1,4 +1,4 @@
-// The guest that shows whether an accelerator works (tegu.lab.kvm): arm64.
+// The guest that shows whether an accelerator works (tegu.emulator.kvm): arm64.
 // Assembled by:
 //   aarch64-linux-gnu-as -o guest.o arm64.S && aarch64-linux-gnu-objcopy -O binary -j .text guest.o guest.bin
         mov     x19, #0x09000000

@@ -9,12 +9,14 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
-from tegu.definition import Architecture
 from tegu.errors import UnsupportedError
 
 __all__ = ["MACHINES", "MachineFacts", "facts_for", "host_architecture"]
+
+Architecture = Literal["x86-64", "arm64"]
+"""As in definitions, which the host half does without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tegu.lab import kvm
-from tegu.lab.arch import facts_for
-from tegu.lab.binary import QemuBinary
-from tegu.lab.kvm import Kvm, check_kvm, probe, remember_broken
+from tegu.emulator import kvm
+from tegu.emulator.arch import facts_for
+from tegu.emulator.binary import QemuBinary
+from tegu.emulator.kvm import Kvm, check_kvm, probe, remember_broken
 
 FACTS = facts_for(None)
 VERSION = (9, 0, 0)

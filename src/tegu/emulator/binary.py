@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tegu.emulator.arch import MachineFacts
 from tegu.errors import UnsupportedError
-from tegu.lab.arch import MachineFacts
 from tegu.process import require, run
 
 __all__ = ["QemuBinary", "find_qemu"]

@@ -1,4 +1,4 @@
-// The guest that shows whether an accelerator works (tegu.lab.kvm): x86-64.
+// The guest that shows whether an accelerator works (tegu.emulator.kvm): x86-64.
 // Assembled by:
 //   as --64 -o guest.o x86-64.S && objcopy -O binary -j .text guest.o guest.bin
         .intel_syntax noprefix

@@ -1,8 +1,8 @@
 """Does KVM really work here? Found out by starting a guest, never by looking at /dev/kvm alone.
 
 A nested or partial KVM may accept a virtual machine and then fail on the first instruction that it
-has to emulate, so the guest (tegu.lab.guests) does what a kernel does when it starts: long mode
-with paging, BMI2 and vector instructions in ring 0, timer interrupts.
+has to emulate, so the guest (tegu.emulator.guests) does what a kernel does when it starts: long
+mode with paging, BMI2 and vector instructions in ring 0, timer interrupts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from tegu.emulator.arch import MachineFacts, host_architecture
+from tegu.emulator.binary import QemuBinary
+from tegu.emulator.child import Child, wait_until
+from tegu.emulator.guests import ANSWER, GUESTS
 from tegu.errors import TeguError
 from tegu.files import write_atomic
-from tegu.lab.arch import MachineFacts, host_architecture
-from tegu.lab.binary import QemuBinary
-from tegu.lab.child import Child, wait_until
-from tegu.lab.guests import ANSWER, GUESTS
 
-__all__ = ["Kvm", "check_kvm", "probe", "remember_broken"]
+__all__ = ["Kvm", "check_kvm", "partial_modules", "probe", "remember_broken"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ DEADLINE: Final = 5.0
 """Seconds that the guest gets; it needs some 0.1 s."""
 
 _DEVICE: Final = Path("/dev/kvm")
+_PARTIAL: Final = ("kvm_pvm",)
+"""Modules that offer a KVM without the processor's own virtualization."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,12 @@ def check_kvm(facts: MachineFacts, qemu: QemuBinary, *, device: Path = _DEVICE) 
 def remember_broken(facts: MachineFacts, qemu: QemuBinary, reason: str) -> None:
     """Note that a real guest failed under KVM although the probe had passed."""
     _remember(_key(facts, qemu), Kvm(True, False, reason))
+
+
+def partial_modules(modules: Path = Path("/sys/module")) -> list[str]:
+    """Return which loaded modules offer a KVM that cannot run every guest: worth a word where
+    one has failed."""
+    return [name for name in _PARTIAL if (modules / name).is_dir()]
 
 
 def probe(

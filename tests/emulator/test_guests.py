@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tegu.lab.arch import MACHINES
-from tegu.lab.binary import find_qemu
-from tegu.lab.guests import GUESTS
-from tegu.lab.kvm import probe
+from tegu.emulator.arch import MACHINES
+from tegu.emulator.binary import find_qemu
+from tegu.emulator.guests import GUESTS
+from tegu.emulator.kvm import probe
 
 TOOLS = {
     "x86-64": ("as", "objcopy"),
@@ -34,7 +34,7 @@ def test_guest_is_its_source_assembled(
         pytest.skip("the assembler here is not one for x86-64")
     flags = ["--64"] if name == "x86-64" else []
     made, plain = tmp_path / "guest.o", tmp_path / "guest.bin"
-    with resources.as_file(resources.files("tegu.lab.guests") / f"{name}.S") as source:
+    with resources.as_file(resources.files("tegu.emulator.guests") / f"{name}.S") as source:
         subprocess.run([assembler, *flags, "-o", made, source], check=True)
     subprocess.run([copier, "-O", "binary", "-j", ".text", made, plain], check=True)
     assert plain.read_bytes() == GUESTS[name]

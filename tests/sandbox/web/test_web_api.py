@@ -280,6 +280,17 @@ def test_files(service: Service, box: str, description: Any) -> None:
     assert service.call("DELETE", f"{box}/files?path=/")[0] == 400
 
 
+@pytest.mark.slow
+def test_directories_deeper_than_calls_nest(service: Service, box: str) -> None:
+    program = "import os\nfor _ in range(1020): os.mkdir('d'); os.chdir('d')"
+    made = {"command": ["python3", "-c", program], "cwd": "/tmp"}
+    assert service.call("POST", f"{box}/run", made)[1]["exit_code"] == 0
+    status, found = service.call("GET", f"{box}/files?path=/tmp&depth=9999")
+    assert status == 200 and len(found) == 1020
+    assert service.call("DELETE", f"{box}/files?path=/tmp/d")[0] == 204
+    assert service.call("GET", f"{box}/files?path=/tmp") == (200, [])
+
+
 def test_watching(service: Service, box: str) -> None:
     service.call("POST", f"{box}/files/directory", {"path": "/w/deep"})
 

@@ -189,3 +189,28 @@ def authority(directory: Path) -> int:
         subprocess.run(command, cwd=directory, check=True, capture_output=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_without_the_compiled_launcher() -> None:
+    """Boxes in Python do all that is asked of those in C: pids, renames, sockets, terminals."""
+    one = Service("--no-launcher")
+    try:
+        _, made = one.call("POST", "/v1/sandboxes", {"timeout": 120})
+        box = f"/v1/sandboxes/{made['id']}"
+        one.call("PUT", f"{box}/files/content?path=/server", SERVER.encode())
+        _, process = one.call("POST", f"{box}/processes", {"command": ["python3", "/server"]})
+        comm = f"cat /proc/{process['pid']}/comm"
+        assert one.call("POST", f"{box}/run", {"command": comm})[1]["stdout"] == "python3\n"
+        assert until(lambda: one.call("GET", f"{box}/ports/8000/up")[0] == 200)
+        moved = one.call("POST", f"{box}/files/move", {"from": "/server", "to": "/a/b/c"})
+        assert moved[0] == 200 and one.call("GET", f"{box}/files/stat?path=/a/b/c")[0] == 200
+        asked = {"command": "test -t 0 && exit 6", "terminal": {"rows": 5, "columns": 6}}
+        _, terminal = one.call("POST", f"{box}/processes", asked)
+        where = f"{box}/processes/{terminal['pid']}"
+        assert until(lambda: one.call("GET", where)[1]["exit_code"] == 6)
+        assert one.call("POST", f"{box}/timeout", {"seconds": 0.5})[0] == 200
+        assert until(lambda: one.call("GET", box)[0] == 404)
+        assert "reached its timeout of 0.5 s" in one.call("GET", box)[1]["message"]
+    finally:
+        assert one.stop() == 0

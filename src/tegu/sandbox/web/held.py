@@ -279,6 +279,8 @@ class Held:
         A socket belongs to the network in which it was made (network_namespaces(7)).
         """
         _, fds = await self.ask_fd("socket")
+        if len(fds) != 1:
+            raise Fault("internal", "the box gave no socket")
         link = socket.socket(fileno=fds[0])
         link.setblocking(False)
         try:

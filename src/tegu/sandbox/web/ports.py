@@ -26,6 +26,7 @@ _HOP = frozenset(
 _OURS = frozenset(["x-api-key", "x-access-token", "e2b-traffic-access-token", "e2b-sandbox-id"])
 """What opens the door is not for what is behind it."""
 _CHUNK = 65536
+_MAX_MESSAGE = 16 * 2**20
 
 
 class _Connector(aiohttp.BaseConnector):
@@ -70,6 +71,8 @@ class Ports:
         The answer is passed back as it comes. Redirects are the client's, and so are cookies.
         Of its headers those of `leave` stay behind.
         """
+        if not target.startswith("/"):
+            raise Fault("invalid_argument", "the request's target is not a path")
         url = URL(f"http://127.0.0.1:{port}{target}", encoded=True)
         headers = _passed(request.headers, _HOP | _OURS | leave)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=None)
@@ -103,10 +106,12 @@ class Ports:
         said = request.headers.get("Sec-WebSocket-Protocol", "")
         protocols = tuple(p.strip() for p in said.split(",") if p.strip())
         async with session.ws_connect(
-            url, headers=headers, protocols=protocols, autoping=False, max_msg_size=0
+            url, headers=headers, protocols=protocols, autoping=False, max_msg_size=_MAX_MESSAGE
         ) as inner:
             chosen = (inner.protocol,) if inner.protocol else ()
-            outer = web.WebSocketResponse(protocols=chosen, autoping=False, max_msg_size=0)
+            outer = web.WebSocketResponse(
+                protocols=chosen, autoping=False, max_msg_size=_MAX_MESSAGE
+            )
             await outer.prepare(request)
             self._sockets.add(outer)
             try:

@@ -25,6 +25,9 @@ CHUNK = 256 * 1024
 METADATA = "user.e2b."
 """Extended attributes that hold what a client noted about a file (xattr(7))."""
 _MOST_ENTRIES = 100_000
+_MOST_REMOVED = 1_000_000
+_PASSED_OVER = ("not_found", "permission_denied", "invalid_argument")
+"""What a listing passes over below its first directory: it went away, or became something else."""
 _IDS = 65536
 _NAMES_FOR = 2.0
 
@@ -97,30 +100,38 @@ class Tree:
         """Return a directory's entries, and theirs down to `depth`, each before what is in it."""
         await self._learn_names()
         found: list[Info] = []
-        await self._list(path, depth, found)
+        # Not recursive: a box may nest its directories deeper than Python its calls.
+        open_ones = [iter(await self._entries_of(path))]
+        while open_ones:
+            info = next(open_ones[-1], None)
+            if info is None:
+                open_ones.pop()
+                continue
+            found.append(info)
+            if len(found) > _MOST_ENTRIES:
+                raise Fault("resource_exhausted", f"{path}: more than {_MOST_ENTRIES} entries")
+            if len(open_ones) < depth and info.kind == "directory":
+                try:
+                    open_ones.append(iter(await self._entries_of(info.path)))
+                except Fault as e:
+                    if e.code not in _PASSED_OVER:
+                        raise
         return found
 
-    async def _list(self, path: str, depth: int, found: list[Info]) -> None:
+    async def _entries_of(self, path: str) -> list[Info]:
         fd = await self._directory(path)
-        here = []
+        found = []
         try:
-            for name in sorted(os.listdir(fd)):  # noqa: PTH208
+            for i, name in enumerate(sorted(os.listdir(fd))):  # noqa: PTH208
+                if i % 256 == 255:
+                    await asyncio.sleep(0)  # others are to be served as well
                 with suppress(FileNotFoundError):  # it went away meanwhile
-                    here.append(self._info(fd, name, posixpath.join(path, name)))
-                if len(found) + len(here) > _MOST_ENTRIES:
-                    raise Fault("resource_exhausted", f"{path}: more than {_MOST_ENTRIES} entries")
+                    found.append(self._info(fd, name, posixpath.join(path, name)))
         except OSError as e:
             raise as_fault(OSError(e.errno, e.strerror, path)) from e
         finally:
             os.close(fd)
-        for info in here:
-            found.append(info)
-            if depth > 1 and info.kind == "directory":
-                try:
-                    await self._list(info.path, depth - 1, found)
-                except Fault as e:
-                    if e.code not in ("not_found", "permission_denied", "invalid_argument"):
-                        raise
+        return found
 
     def _info(self, directory: int, name: str, path: str) -> Info:
         about = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -203,20 +214,27 @@ class Tree:
         """Remove a file, a link, or a directory with all that is in it. Raises Fault."""
         if path == "/":
             raise Fault("invalid_argument", "/: the root cannot be removed")
-        try:
-            await self._held.ask("remove", path=path)
-        except Fault as e:
-            if e.code != "failed_precondition":  # ENOTEMPTY
-                raise
-            fd = await self._directory(path)
+        left = [path]
+        for _ in range(_MOST_REMOVED):
             try:
-                names = os.listdir(fd)  # noqa: PTH208
-            finally:
-                os.close(fd)
-            for name in names:
-                with suppress_missing():
-                    await self.remove(posixpath.join(path, name))
-            await self._held.ask("remove", path=path)
+                await self._held.ask("remove", path=left[-1])
+            except Fault as e:
+                if e.code == "failed_precondition":  # ENOTEMPTY
+                    left += await self._names_in(left[-1])
+                    continue
+                if e.code != "not_found" or len(left) == 1:
+                    raise
+            left.pop()
+            if not left:
+                return
+        raise Fault("resource_exhausted", f"{path}: it fills faster than it is emptied")
+
+    async def _names_in(self, path: str) -> list[str]:
+        fd = await self._directory(path)
+        try:
+            return [posixpath.join(path, name) for name in os.listdir(fd)]  # noqa: PTH208
+        finally:
+            os.close(fd)
 
     async def move(self, source: str, target: str) -> None:
         """Rename; what was there is replaced, directories above it are made. Raises Fault."""
@@ -261,16 +279,6 @@ class Tree:
         finally:
             os.close(fd)
         return await self.stat(path)
-
-
-class suppress_missing:  # noqa: N801 - reads as contextlib.suppress does
-    """Ignore that something is not there any more."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        return isinstance(error, Fault) and error.code == "not_found"
 
 
 def _text(name: str) -> str:

@@ -32,6 +32,8 @@ _MASK = (
     | inotify.ATTRIB
     | inotify.DELETE_SELF
 )
+_PASSED_OVER = ("not_found", "permission_denied", "invalid_argument")
+"""A directory below that cannot be watched: it went away, or became something else."""
 _MOST_DIRECTORIES = 4096
 _MOST_CHANGES = 16384
 _MOST_WATCHERS = 64
@@ -87,33 +89,38 @@ class Watcher:
         self._held.attachments[f"watch-{id(self)}"] = self
 
     async def _add(self, below: str, found: list[str]) -> None:
-        """Watch a directory; in `found` are the names of what is in it and below."""
+        """Watch a directory, and those in it; in `found` are the names of all that is below it."""
+        left = [below]
+        while left:
+            one = left.pop()
+            try:
+                inside = await self._add_one(one)
+            except Fault as e:
+                if one == below or e.code not in _PASSED_OVER:
+                    raise
+                continue
+            for name, is_directory in inside:
+                child = posixpath.join(one, name)
+                found.append(child)
+                if is_directory:
+                    left.append(child)
+
+    async def _add_one(self, below: str) -> list[tuple[str, bool]]:
+        """Watch one directory; returns the names in it, and whether they are directories."""
         assert self._notify is not None
         path = posixpath.join(self._path, below) if below else self._path
         fd = await self._tree.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        inside = []
         try:
             self._directories[self._notify.add(fd, _MASK)] = below
-            if self._recursive or below:
-                inside = [(n, _is_directory(fd, n)) for n in sorted(os.listdir(fd))]  # noqa: PTH208
+            if len(self._directories) > _MOST_DIRECTORIES:
+                raise Fault(
+                    "resource_exhausted", f"{self._path}: more than {_MOST_DIRECTORIES} directories"
+                )
+            if not self._recursive:
+                return []
+            return [(n, _is_directory(fd, n)) for n in sorted(os.listdir(fd))]  # noqa: PTH208
         finally:
             os.close(fd)
-        if len(self._directories) > _MOST_DIRECTORIES:
-            raise Fault(
-                "resource_exhausted", f"{self._path}: more than {_MOST_DIRECTORIES} directories"
-            )
-        for name, is_directory in inside:
-            child = posixpath.join(below, name)
-            found.append(child)
-            if is_directory:
-                await self._add_if_there(child, found)
-
-    async def _add_if_there(self, below: str, found: list[str]) -> None:
-        try:
-            await self._add(below, found)
-        except Fault as e:
-            if e.code not in ("not_found", "invalid_argument", "permission_denied"):
-                raise
 
     def _readable(self) -> None:
         if self._notify is None or self._notify.fd < 0:
@@ -157,7 +164,11 @@ class Watcher:
         created = notice.mask & (inotify.CREATE | inotify.MOVED_TO)
         if self._recursive and created and notice.mask & inotify.ISDIR:
             found: list[str] = []
-            await self._add_if_there(posixpath.join(below, os.fsdecode(notice.name)), found)
+            try:
+                await self._add(posixpath.join(below, os.fsdecode(notice.name)), found)
+            except Fault as e:
+                if e.code not in _PASSED_OVER:
+                    raise
             for inside in found:  # made before we watched
                 await self._tell(inside, "create")
 

@@ -137,6 +137,13 @@ def test_forwards(disk: Disk) -> None:
     assert [e.what for e in state.history(disk.root)] == ["began", "installed", "trying", "done"]
 
 
+def test_only_a_kernel_is_left_to_apt(disk: Disk, monkeypatch) -> None:
+    kernel = Update("linux-image-6.12.999-cloud-amd64", "", "6.12.999-1", "Debian:13")
+    monkeypatch.setattr(apt, "available", lambda **_: [kernel])
+    done = run.upgrade()
+    assert (done.status, done.kernels, disk.changes) == ("current", (kernel,), 0)
+
+
 def test_a_bad_one_goes_back_by_itself_and_data_comes_along(disk: Disk) -> None:
     run.upgrade()
     disk.wrong = ["the unit x.service has failed"]

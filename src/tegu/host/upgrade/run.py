@@ -75,18 +75,19 @@ def upgrade(
         if before is None or before.status not in ("upgrading", "failed"):
             if wrong := health.problems(wait=False):
                 say(f"not well before the upgrade: {'; '.join(wrong)}")
-            before = _begin(roots, to, say)
+            before = _begin(roots, security, to, say)
             if before is None:
-                return Outcome("", "current", _release(), (), (), reboot=False)
+                kernels = tuple(u for u in apt.available() if u.kernel)
+                return Outcome("", "current", _release(), (), kernels, reboot=False)
         return _change(roots, before, security, to, say)
 
 
-def _begin(roots: Roots, to: str | None, say: Say) -> State | None:
+def _begin(roots: Roots, security: bool, to: str | None, say: Say) -> State | None:
     """Keep the root as it is, and make what is kept boot next."""
     if to is None:
         say("fetching indexes")
         apt.refresh()
-        if not [u for u in apt.available() if not u.kernel]:
+        if not [u for u in apt.available(security=security) if not u.kernel]:
             return None
     _room(roots)
     number = first = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

@@ -64,10 +64,10 @@ IO_LOAD: Scenario = {
     "phases": "250:8",
 }
 MEMORY_LOAD: Scenario = {
-    "client": ["/bin/work", "map", "/dev/nullb0", "64", "8", "PHASES", "FEED"],
+    "client": ["/bin/work", "map", "/dev/nullb0", "64", "2", "PHASES", "FEED"],
     "batch": ["/bin/work", "scan", "/dev/nullb1", "4", "1500"],
-    "phases": "200:10",
-    "warm": 4,
+    "phases": "100:6",
+    "warm": 3,
 }
 
 

@@ -17,9 +17,9 @@ from bench.qos.inside import ROOT, say, start
 DEVICE = "/dev/nullb0"
 LIMIT = 2 << 20
 """Bytes a second for batch."""
-SIZE_MIB = 96
-SECONDS = 8.0
-PAUSE = 0.1
+SIZE_MIB = 64
+SECONDS = 5.0
+PAUSE = 0.25
 
 
 def written(group: str, number: str) -> int:
@@ -98,8 +98,8 @@ def trial(system: str, *, attributed: bool, limited: bool) -> None:
 def main() -> None:
     """All file systems, and what it looks like without attribution and without a limit."""
     Path("/proc/sys/vm/dirty_background_bytes").write_text(str(4 << 20))
+    trial("ext4", attributed=True, limited=False)
     for system in ("ext4", "xfs", "btrfs"):
-        trial(system, attributed=True, limited=False)
         trial(system, attributed=True, limited=True)
     trial("ext4", attributed=False, limited=True)
     say("end")

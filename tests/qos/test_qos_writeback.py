@@ -52,9 +52,9 @@ def test_writeback_is_charged_and_held(tmp_path: Path) -> None:
     held = {r["file system"]: r for r in rows if r["io.max"] and r["memory controller"]}
     assert set(held) == {"ext4", "xfs", "btrfs"}
     for row in held.values():
-        assert row["share"] > 0.9, row
+        assert row["share"] > 0.8, row  # the rest is the journal, which is everyone's
         assert row["rate"] < 1.5, row
-    free = {r["file system"]: r for r in rows if not r["io.max"]}
-    assert all(r["rate"] > 3 for r in free.values()), free
+    (free,) = [r for r in rows if not r["io.max"]]
+    assert free["rate"] > 3, free
     (nobodys,) = [r for r in rows if not r["memory controller"]]
     assert nobodys["share"] < 0.5 and nobodys["rate"] > 3, nobodys

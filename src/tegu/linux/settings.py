@@ -134,11 +134,15 @@ class PropertyTarget:
 
     def read(self) -> str | None:
         """Return the property as systemctl prints it; "" when it is not set, None without unit."""
-        done = run(["systemctl", "show", self.unit, "-p", "LoadState", "-p", self.name], timeout=30)
+        name = "CPUQuotaPerSecUSec" if self.name == "CPUQuota" else self.name
+        done = run(["systemctl", "show", self.unit, "-p", "LoadState", "-p", name], timeout=30)
         shown = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
         if shown.get("LoadState") not in ("loaded", "merged"):
             return None
-        return self.canonical(shown.get(self.name, ""))
+        value = shown.get(name, "")
+        if name != self.name and value != "infinity":
+            return f"{_seconds(value) * 100:g}%"
+        return self.canonical(value)
 
     def canonical(self, value: str) -> str:
         """Return `value` as `read` would after it was set."""

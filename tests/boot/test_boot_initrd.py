@@ -153,10 +153,11 @@ def test_the_load_script_is_a_shell_script_that_loads_in_order(root: Path) -> No
     script = load_script(tree, tree.closure([*wanted, "slowfs"]), wanted, ["slowfs", "ext4"])
 
     def run(call: str) -> list[str]:
-        program = f"load() {{ echo $1; }}\n{script}\n{call}\n"
+        stubs = "insmod() { echo ${1#/lib/tegu/modules/}; }; say() { echo said $1; }"
+        program = f"{stubs}\n{script}\n{call}\n"
         done = subprocess.run(["sh", "-eu"], input=program, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+        return done.stdout.replace(".ko", "").split()
 
     assert run("driver_for virtio:d00000002v00001AF4") == ["virtio_blk"]
     assert run("driver_for scsi:t-0x00") == ["scsi_common", "scsi_mod", "sd_mod"]
@@ -167,6 +168,8 @@ def test_the_load_script_is_a_shell_script_that_loads_in_order(root: Path) -> No
     assert run("file_system ext4") == []
     # Nothing asks for it, so it is there from the start.
     assert run("load_always") == ["always"]
+    assert run("load_always; load_always") == ["always"]
+    assert run("insmod() { false; }; load x") == ["said", "cannot", "load", "the", "module", "x"]
 
 
 def test_the_same_archive_whatever_the_order() -> None:

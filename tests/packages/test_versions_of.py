@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tegu.errors import FetchError, VerifyError
 from tegu.packages import fetch_version, find_versions
-from tegu.packages.versions import parse_binary
+from tegu.packages.versions import parse_binary, read_packages
 from tegu.store import Store
 
 from .conftest import Repository
@@ -51,6 +52,17 @@ def test_malformed_stanza(old: str, new: str, message: str) -> None:
     assert parse_binary(GOOD).size == 5
     with pytest.raises(VerifyError, match=message):
         parse_binary(GOOD.replace(old, new))
+
+
+def test_an_entry_without_a_name_and_one_behind_other_fields(tmp_path: Path) -> None:
+    (tmp_path / "Packages").write_text(
+        f"\n\nPriority: optional\nSection: misc\n{GOOD}\n\n{GOOD.replace(': a', ': b')}"
+    )
+    found = list(read_packages(tmp_path / "Packages", lambda n: n == "a", repository="r"))
+    assert [(p.name, p.repository) for p in found] == [("a", "r")]
+    (tmp_path / "Packages").write_text(GOOD.replace("Package:", "Package:\nNot:"))
+    with pytest.raises(VerifyError, match="without a checksum"):
+        list(read_packages(tmp_path / "Packages", lambda _: True))
 
 
 @given(st.text())

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # shellcheck shell=dash disable=SC1091,SC2015,SC2154,SC3057
-# (busybox has substrings; acpi_devices is set by /lib/tegu/load, which is made per kernel)
+# (busybox has substrings; what is loaded, and how, is in /lib/tegu/load, which is made per kernel)
 #
 # The first program of a Tegu machine: finds the root file system and hands over to it.
 #
@@ -14,7 +14,7 @@
 
 set -f
 PATH=/bin
-root='' type='' flags='' mode=ro init=/sbin/init wait=30 shell='' overlay='' loaded=' ' device=''
+root='' type='' flags='' mode=ro init=/sbin/init wait=30 shell='' overlay='' device=''
 
 say() {
 	echo "tegu-initrd: $1" >/dev/console
@@ -33,25 +33,7 @@ fail() {
 	exit 1
 }
 
-# Load a module once; the functions of /lib/tegu/load name the modules it needs first.
-load() {
-	case $loaded in *" $1 "*) return ;; esac
-	loaded="$loaded$1 "
-	insmod "/lib/tegu/modules/$1.ko" || say "cannot load the module $1"
-}
-
 . /lib/tegu/load
-
-# Load what $1 (a function of /lib/tegu/load) names for the devices that are there by now.
-scan() {
-	set +f
-	for entry in /sys/bus/virtio/devices/*/modalias /sys/bus/pci/devices/*/modalias \
-		/sys/bus/scsi/devices/*/modalias /sys/bus/vmbus/devices/*/modalias \
-		/sys/bus/xen/devices/*/modalias $once; do
-		[ -e "$entry" ] && read -r alias <"$entry" && "$1" "$alias"
-	done
-	set -f
-}
 
 # The GUID of a GPT entry as 32 digits in the order in which they are on the disk (UEFI 5.3.3).
 on_disk_order() {

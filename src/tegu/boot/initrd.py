@@ -68,7 +68,7 @@ def build_initrd(
 def load_script(
     tree: ModuleTree, closure: Sequence[Module], wanted: Iterable[str], systems: Iterable[str]
 ) -> str:
-    """Return the shell functions that the initrd's init calls to load modules."""
+    """Return /lib/tegu/load: the shell functions by which the initrd's init loads modules."""
     by_name = {m.name: m for m in closure}
     aliases = tree.device_patterns(by_name, BUSES)
     patterns: dict[str, list[str]] = {}
@@ -79,7 +79,8 @@ def load_script(
     quick = [m for m in patterns if m not in _SLOW]
     slow = [m for m in patterns if m in _SLOW]
     acpi = any(p.startswith("acpi") for p, _ in aliases)
-    lines = [f"acpi_devices='{'/sys/bus/acpi/devices/*/modalias' if acpi else ''}'"]
+    lines = files("tegu.boot").joinpath("load.sh").read_text().splitlines()
+    lines += [f"acpi_devices='{'/sys/bus/acpi/devices/*/modalias' if acpi else ''}'"]
     lines += ["load_always() {", "\t:", *(f"\t{_load(by_name, m)}" for m in always), "}"]
     for function, names in (("driver_for", quick), ("slow_driver_for", slow)):
         lines += [f"{function}() {{", "\t:"]

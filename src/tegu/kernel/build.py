@@ -129,9 +129,10 @@ def build_kernel(
             )
             refuse_misses(made.misses)
             kbuild = made.kbuild
-            with_modules = kbuild.config().get("MODULES") == "y"
             tell("compile")
-            kbuild.make(recipe.facts.target, *(["modules"] if with_modules else []), say=tell)
+            kbuild.make(
+                recipe.facts.target, *(["modules"] if kbuild.has_modules() else []), say=tell
+            )
             tell("gather modules")
             image = image_entries(kbuild, scratch)
             tell("gather headers")
@@ -244,15 +245,7 @@ def configured(
     fragment = scratch / "fragment.config"
     fragment.write_text(merged_text(options))
     timestamp = source_time(tree)
-    kbuild = Kbuild(
-        recipe,
-        tree,
-        timestamp=timestamp,
-        cache=Path(os.environ.get("CCACHE_DIR") or store.root / CCACHE),
-        jobs=jobs or os.cpu_count() or 1,
-        log=log,
-    )
-    kbuild.log.unlink(missing_ok=True)
+    kbuild = kbuild_of(recipe, tree, store, timestamp=timestamp, jobs=jobs, log=log)
     tell("configure")
     kbuild.configure(fragment)
     if (said := kbuild.output("kernelrelease")) != recipe.release:
@@ -262,6 +255,21 @@ def configured(
             "CONFIG_LOCALVERSION_AUTO off",
         )
     return Configured(kbuild, compare_config(options, kbuild.config(), symbols), timestamp)
+
+
+def kbuild_of(
+    recipe: Recipe, tree: Path, store: Store, *, timestamp: int, jobs: int | None, log: Path
+) -> Kbuild:
+    """Return the build of `tree` with the store's ccache, or $CCACHE_DIR; `log` starts empty."""
+    log.unlink(missing_ok=True)
+    return Kbuild(
+        recipe,
+        tree,
+        timestamp=timestamp,
+        cache=Path(os.environ.get("CCACHE_DIR") or store.root / CCACHE),
+        jobs=jobs or os.cpu_count() or 1,
+        log=log,
+    )
 
 
 def compiled(tree: Path) -> list[str]:

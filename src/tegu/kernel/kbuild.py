@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ A fixed place keeps paths out of the objects, and makes them the same to ccache 
 """
 
 _HOURS = 3600
+_SYMVERSIONS = Path(__file__).with_name("symversions.sh")
 # In a mount namespace of its own, which ends with the build.
 _ENTER = 'mount --bind "$1" "$2" && cd "$2" && shift 2 && exec "$@"'
 _ERROR = re.compile(r"(?:^|\s)(?:fatal )?error: |\*\*\* |undefined reference|No space left")
@@ -71,6 +73,9 @@ class Kbuild:
             "HOSTCC=ccache gcc",
             f"KCFLAGS=-ffile-prefix-map={PLACE}=/usr/src/linux",
             f"LOCALVERSION=-{recipe.name}",
+            # Its own variable for this (scripts/Makefile.build), out of a cache.
+            f"cmd_gensymtypes_c=sh {shlex.quote(str(_SYMVERSIONS)).replace('$', '$$')} "
+            "$(dot-target).cmd $(CPP) -D__GENKSYMS__ $(c_flags) $<",
         ]
 
     def make(self, *targets: str, say: Callable[[str], None] | None = None) -> str:
@@ -157,6 +162,10 @@ class Kbuild:
         """Return the values of `.config`."""
         return parse_config((self.tree / ".config").read_text())
 
+    def has_modules(self) -> bool:
+        """Say whether `.config` is of a kernel that can load modules."""
+        return self.config().get("MODULES") == "y"
+
     def sign(self, module: Path) -> None:
         """Sign a module that no `modules_install` has signed, if this build signs at all.
 
@@ -166,7 +175,8 @@ class Kbuild:
         if config.get("MODULE_SIG_ALL") != "y":
             return
         key, digest = (config[f"MODULE_SIG_{name}"].strip('"') for name in ("KEY", "HASH"))
-        self.run("scripts/sign-file", digest, key, "certs/signing_key.x509", module)
+        # The key's file holds the certificate too (certs/Makefile).
+        self.run("scripts/sign-file", digest, key, key, module)
 
     def configure(self, fragment: Path, overrides: Sequence[str] = ()) -> None:
         """Make `.config` from nothing but the options in `fragment`.

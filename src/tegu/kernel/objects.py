@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tegu.kernel.build import CCACHE
+from tegu.kernel.build import LOGS, kbuild_of
 from tegu.kernel.fragments import merged_text
 from tegu.kernel.kbuild import Kbuild
 from tegu.kernel.toolchain import require_toolchain
@@ -78,16 +78,8 @@ def build_objects(
     require_toolchain()
     fragment = tree / ".tegu-fragment"
     fragment.write_text(merged_text(recipe.options))
-    log = store.small("kernel-logs-1", f"pick-{os.getpid()}.log")
-    log.unlink(missing_ok=True)
-    kbuild = Kbuild(
-        recipe,
-        tree,
-        timestamp=timestamp,
-        cache=Path(os.environ.get("CCACHE_DIR") or store.root / CCACHE),
-        jobs=jobs or os.cpu_count() or 1,
-        log=log,
-    )
+    log = store.small(LOGS, f"pick-{os.getpid()}.log")
+    kbuild = kbuild_of(recipe, tree, store, timestamp=timestamp, jobs=jobs, log=log)
     tell("configure")
     kbuild.configure(Path(fragment.name))
     tell("prepare")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tegu.kernel.payload import Selftests
@@ -79,55 +80,59 @@ def write_packages(
             compression=compression,
         )
 
-    written = [
-        package(
-            f"linux-image-{release}",
-            image,
-            f"Linux {recipe.upstream}, the Tegu cloud kernel\n"
-            " Built from Debian's source with Tegu's configuration and patches. What the\n"
-            " root disk of a cloud machine needs is built in: no initrd is required.",
-            {
-                "Architecture": machine,
-                "Depends": "kmod",
-                "Suggests": f"linux-headers-{release}",
-                "Provides": f"linux-image (= {version})",
-            },
-            # Modules and the image are compressed already.
-            {
-                event: _HOOK.format(guard=guard, release=release, event=event)
-                for event, guard in _GUARD.items()
-            },
-            "gz",
-        ),
-        package(
-            f"linux-headers-{release}",
-            headers,
-            f"Headers of Linux {release}\n What external modules for the Tegu cloud kernel are "
-            "built with.",
-            {
-                "Architecture": machine,
-                "Depends": "libc6, libelf1t64 | libelf1, libssl3t64 | libssl3",
-            },
-        ),
-        package(
-            f"linux-image-{recipe.name}",
-            [],
-            "The Tegu cloud kernel, newest\n This package depends on the newest Tegu cloud kernel.",
-            {"Architecture": machine, "Depends": f"linux-image-{release} (= {version})"},
-        ),
-    ]
-    written.append(
-        package(
-            f"linux-selftests-{recipe.name}",
-            selftests.entries,
-            f"Tests of Linux {release}\n"
-            " Some of the kernel's own tests (run_kselftest.sh runs them), those that come with\n"
-            " the patches of the Tegu cloud kernel, and its sample of a live patch, below\n"
-            " /usr/lib/linux-selftests.",
-            {
-                "Architecture": machine,
-                "Depends": ", ".join([*selftests.depends, *_TESTED_WITH, image_name]),
-            },
-        )
-    )
-    return written
+    # Compressing takes the time, and lets other threads run.
+    with ThreadPoolExecutor() as pool:
+        made = [
+            pool.submit(
+                package,
+                f"linux-image-{release}",
+                image,
+                f"Linux {recipe.upstream}, the Tegu cloud kernel\n"
+                " Built from Debian's source with Tegu's configuration and patches. What the\n"
+                " root disk of a cloud machine needs is built in: no initrd is required.",
+                {
+                    "Architecture": machine,
+                    "Depends": "kmod",
+                    "Suggests": f"linux-headers-{release}",
+                    "Provides": f"linux-image (= {version})",
+                },
+                {
+                    event: _HOOK.format(guard=guard, release=release, event=event)
+                    for event, guard in _GUARD.items()
+                },
+                "gz",  # modules and the image are compressed already
+            ),
+            pool.submit(
+                package,
+                f"linux-headers-{release}",
+                headers,
+                f"Headers of Linux {release}\n What external modules for the Tegu cloud kernel "
+                "are built with.",
+                {
+                    "Architecture": machine,
+                    "Depends": "libc6, libelf1t64 | libelf1, libssl3t64 | libssl3",
+                },
+            ),
+            pool.submit(
+                package,
+                f"linux-image-{recipe.name}",
+                [],
+                "The Tegu cloud kernel, newest\n"
+                " This package depends on the newest Tegu cloud kernel.",
+                {"Architecture": machine, "Depends": f"linux-image-{release} (= {version})"},
+            ),
+            pool.submit(
+                package,
+                f"linux-selftests-{recipe.name}",
+                selftests.entries,
+                f"Tests of Linux {release}\n"
+                " Some of the kernel's own tests (run_kselftest.sh runs them), those that come\n"
+                " with the patches of the Tegu cloud kernel, and its sample of a live patch,\n"
+                " below /usr/lib/linux-selftests.",
+                {
+                    "Architecture": machine,
+                    "Depends": ", ".join([*selftests.depends, *_TESTED_WITH, image_name]),
+                },
+            ),
+        ]
+        return [job.result() for job in made]

@@ -26,7 +26,7 @@ def image_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:
     recipe, tree = kbuild.recipe, kbuild.tree
     release = recipe.release
     entries: list[DebEntry] = []
-    if _has_modules(kbuild):
+    if kbuild.has_modules():
         root = work / "image"
         # Only debug information is stripped (BTF stays); the kernel's own make compresses.
         kbuild.make(
@@ -65,7 +65,7 @@ def header_entries(kbuild: Kbuild, work: Path) -> list[DebEntry]:
     The kernel's own script gathers them (scripts/package/install-extmod-build). None for a kernel
     without modules.
     """
-    if not _has_modules(kbuild):
+    if not kbuild.has_modules():
         return []
     release = kbuild.recipe.release
     root = work / "headers"
@@ -96,7 +96,7 @@ def selftest_entries(kbuild: Kbuild, tests: Sequence[Collection], work: Path) ->
     root = work / "selftests"
     root.mkdir()
     install_selftests(kbuild, tests, config, root)
-    if config.get("LIVEPATCH") == "y" and _has_modules(kbuild):
+    if config.get("LIVEPATCH") == "y" and kbuild.has_modules():
         kbuild.make("M=samples/livepatch", "CONFIG_SAMPLE_LIVEPATCH=m", "modules")
         sample = tree / "samples/livepatch/livepatch-sample.ko"
         run(["strip", "--strip-debug", sample], timeout=60)
@@ -111,10 +111,6 @@ def selftest_entries(kbuild: Kbuild, tests: Sequence[Collection], work: Path) ->
                 shutil.copy(tree / word, copy)
                 copy.chmod(0o755)
     return Selftests(list(_files(root, _INSTALLED)), library_packages(root))
-
-
-def _has_modules(kbuild: Kbuild) -> bool:
-    return kbuild.config().get("MODULES") == "y"
 
 
 def _files(root: Path, prefix: str) -> Iterator[DebEntry]:

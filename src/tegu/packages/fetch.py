@@ -14,13 +14,12 @@ from tegu.errors import FetchError, VerifyError
 from tegu.packages.lock import LOCAL, Lock, LockedPackage
 from tegu.packages.sources import join, resolve, without_credentials
 from tegu.packages.transfer import (
-    Attempts,
     StoppedError,
     TransientError,
     client,
     local_path,
     refused,
-    transient,
+    retrying,
 )
 
 if TYPE_CHECKING:
@@ -150,21 +149,10 @@ class _Download:
             except OSError as e:
                 raise FetchError(f"{self.url}: {e.strerror}") from e
             return
-        import httpx
-
-        if self.web is None:
+        web = self.web
+        if web is None:
             raise FetchError(f"{without_credentials(self.url)} is no http, https or file URL")
-        tries = Attempts(self.url, stop=self.stop)
-        for _ in tries:
-            try:
-                self._stream(blob, self.web)
-                return
-            except httpx.InvalidURL as e:
-                raise FetchError(f"{without_credentials(self.url)}: {e}") from e
-            except httpx.HTTPError as e:
-                tries.failed(transient(e))
-            except TransientError as e:
-                tries.failed(e)
+        retrying(self.url, lambda: self._stream(blob, web), stop=self.stop)
 
     def _stream(self, blob: Incoming, web: httpx.Client) -> None:
         if blob.offset >= self.package.size:

@@ -33,7 +33,7 @@ from tegu.packages.release import (
     verify_signature,
 )
 from tegu.packages.sources import Source, join, without_credentials
-from tegu.packages.transfer import Attempts, TransientError, client, local_path, refused, transient
+from tegu.packages.transfer import client, local_path, refused, retrying
 
 if TYPE_CHECKING:
     import httpx
@@ -254,33 +254,24 @@ class _Loader:
                 raise FetchError(
                     f"{url}: {e.strerror}", hint="is it the directory above dists/?"
                 ) from e
-        import httpx
-
-        if self.web is None:
+        web = self.web
+        if web is None:
             raise UnsupportedError(f"{without_credentials(url)} is no http, https or file URL")
-        tries = Attempts(url, stop=self.stop)
-        for _ in tries:
-            try:
-                with self.web.stream("GET", url, headers=headers) as response:
-                    if response.status_code == 304:
-                        return _Answer(b"", {}, unchanged=True)
-                    refused(response, url)
-                    body = bytearray()
-                    for chunk in response.iter_raw(_CHUNK):
-                        body += chunk
-                        if len(body) > limit:
-                            break
-                    notes = {
-                        k: v for k in ("etag", "last-modified") if (v := response.headers.get(k))
-                    }
-                    return _Answer(bytes(body), notes)
-            except httpx.InvalidURL as e:
-                raise FetchError(f"{without_credentials(url)}: {e}") from e
-            except httpx.HTTPError as e:
-                tries.failed(transient(e))
-            except TransientError as e:
-                tries.failed(e)
-        raise AssertionError("Attempts always ends by raising")
+
+        def attempt() -> _Answer:
+            with web.stream("GET", url, headers=headers) as response:
+                if response.status_code == 304:
+                    return _Answer(b"", {}, unchanged=True)
+                refused(response, url)
+                body = bytearray()
+                for chunk in response.iter_raw(_CHUNK):
+                    body += chunk
+                    if len(body) > limit:
+                        break
+                notes = {k: v for k in ("etag", "last-modified") if (v := response.headers.get(k))}
+                return _Answer(bytes(body), notes)
+
+        return retrying(url, attempt, stop=self.stop)
 
 
 def _stem(component: str, architecture: str) -> str:

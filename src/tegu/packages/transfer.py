@@ -11,10 +11,10 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from tegu import __version__
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     import httpx
 
 __all__ = [
-    "Attempts",
     "StoppedError",
     "TransientError",
     "client",
     "local_path",
     "refused",
-    "transient",
+    "retrying",
 ]
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -56,40 +57,47 @@ def local_path(url: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
-class Attempts:
-    """Iterates over the attempts to get `url`, with a growing pause between them.
+def retrying(url: str, attempt: Callable[[], T], *, stop: threading.Event | None = None) -> T:
+    """Return what `attempt` returns, which gets `url`; try again, after a growing pause, when it
+    fails in a way that time may mend.
 
-    `failed` notes why an attempt failed; when none is left the iteration raises FetchError. Once
-    `stop` is set it raises StoppedError, also out of a pause.
+    Such a way is TransientError or an error of httpx; all others pass through. Raises FetchError
+    when no attempt is left, StoppedError once `stop` is set, also out of a pause.
     """
+    import httpx
 
-    def __init__(
-        self, url: str, *, attempts: int = ATTEMPTS, stop: threading.Event | None = None
-    ) -> None:
-        self.url = without_credentials(url)
-        self._stop = stop or threading.Event()
-        self._left = attempts
-        self._all = attempts
-        self._why = ""
+    stop = stop or threading.Event()
+    shown, why = without_credentials(url), ""
+    for number in range(1, ATTEMPTS + 1):
+        if number > 1:
+            log.info("%s: %s; attempt %d of %d", shown, why, number, ATTEMPTS)
+            # Jitter, so that eight connections do not come back in one instant.
+            stop.wait(_PAUSE * 2 ** (number - 2) * (0.75 + random.random() / 2))
+        if stop.is_set():
+            raise StoppedError
+        try:
+            return attempt()
+        except httpx.InvalidURL as e:
+            raise FetchError(f"{shown}: {e}") from e
+        except httpx.HTTPError as e:
+            why = _in_words(e)
+        except TransientError as e:
+            why = str(e)
+    raise FetchError(
+        f"{shown}: {why} ({ATTEMPTS} attempts)",
+        hint="check the network and the mirror (base.mirror); what has arrived is kept, "
+        "so running it again resumes",
+    )
 
-    def __iter__(self) -> Iterator[int]:
-        for number in range(1, self._all + 1):
-            if number > 1:
-                log.info("%s: %s; attempt %d of %d", self.url, self._why, number, self._all)
-                # Jitter, so that eight connections do not come back in one instant.
-                self._stop.wait(_PAUSE * 2 ** (number - 2) * (0.75 + random.random() / 2))
-            if self._stop.is_set():
-                raise StoppedError
-            yield number
-        raise FetchError(
-            f"{self.url}: {self._why} ({self._all} attempts)",
-            hint="check the network and the mirror (base.mirror); what has arrived is kept, "
-            "so running it again resumes",
-        )
 
-    def failed(self, error: Exception) -> None:
-        """Note why this attempt failed."""
-        self._why = str(error) or type(error).__name__
+def _in_words(error: httpx.HTTPError) -> str:
+    import httpx
+
+    if isinstance(error, httpx.TimeoutException):
+        return "the server did not answer in time"
+    if isinstance(error, httpx.ConnectError):
+        return f"cannot connect: {error}"
+    return str(error) or type(error).__name__
 
 
 @contextmanager
@@ -132,17 +140,6 @@ def _mounts(settings: AptSettings) -> dict[str, httpx.HTTPTransport | None]:
         pattern = f"{scheme}://{host}"
         mounts[pattern] = None if proxy == "DIRECT" else httpx.HTTPTransport(proxy=proxy)
     return mounts
-
-
-def transient(error: httpx.HTTPError) -> TransientError:
-    """Return `error` as one to retry, in words that name the cause."""
-    import httpx
-
-    if isinstance(error, httpx.TimeoutException):
-        return TransientError("the server did not answer in time")
-    if isinstance(error, httpx.ConnectError):
-        return TransientError(f"cannot connect: {error}")
-    return TransientError(str(error) or type(error).__name__)
 
 
 def refused(response: httpx.Response, url: str) -> None:

@@ -5,30 +5,17 @@ from __future__ import annotations
 import re
 from functools import cmp_to_key
 
+from tegu.packages.evr import comparison
+
 __all__ = ["compare", "sort_key"]
 
 _PARTS = re.compile(r"(\d+)")
 
 
-def compare(one: str, other: str) -> int:
-    """Return a negative number, zero or a positive one as `one` is older, the same, or newer."""
-    left, right = _split(one), _split(other)
-    if left[0] != right[0]:
-        return -1 if left[0] < right[0] else 1
-    return _compare_part(left[1], right[1]) or _compare_part(left[2], right[2])
-
-
-sort_key = cmp_to_key(compare)
-"""A key for sorting versions, oldest first."""
-
-
-def _split(version: str) -> tuple[int, str, str]:
-    """Return epoch, upstream version and revision."""
-    epoch, colon, rest = version.partition(":")
-    if not colon or not epoch.isascii() or not epoch.isdigit():
-        epoch, rest = "0", version
-    upstream, dash, revision = rest.rpartition("-")
-    return (int(epoch), upstream, revision) if dash else (int(epoch), rest, "")
+def _split(version: str) -> tuple[str, str]:
+    """Return upstream version and revision."""
+    upstream, dash, revision = version.rpartition("-")
+    return (upstream, revision) if dash else (version, "")
 
 
 def _compare_part(one: str, other: str) -> int:
@@ -57,3 +44,10 @@ def _weight(character: str) -> int:
     if character == "~":
         return -1
     return ord(character) if character.isalpha() else ord(character) + 256
+
+
+compare = comparison(_split, _compare_part)
+"""Return a negative number, zero or a positive one as the first is older, the same, or newer."""
+
+sort_key = cmp_to_key(compare)
+"""A key for sorting versions, oldest first."""

@@ -6,7 +6,7 @@ A lock has one version of each package; who looks for the version that broke som
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tegu.definition import Definition
     from tegu.store import Store
 
-__all__ = ["Version", "fetch_version", "find_versions", "parse_binary"]
+__all__ = ["Version", "fetch_version", "find_versions", "parse_binary", "read_packages"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = "repository"
@@ -49,8 +49,7 @@ def find_versions(
     found: dict[tuple[str, str], Version] = {}
     for index in load_indexes(sources_of(definition), store, architecture, offline=offline):
         for file in index.files:
-            for stanza in _stanzas(file.path, pattern):
-                package = parse_binary(stanza)
+            for package in read_packages(file.path, lambda name: fnmatchcase(name, pattern)):
                 known = Version(package, index.source.uri, index.source.suite)
                 found.setdefault((package.name, package.version), known)
     if not found:
@@ -70,25 +69,33 @@ def fetch_version(version: Version, store: Store) -> Path:
     return path
 
 
-def _stanzas(path: Path, pattern: str) -> Iterator[str]:
+def read_packages(
+    path: Path, wanted: Callable[[str], bool], *, repository: str = _ID
+) -> Iterator[LockedPackage]:
+    """Yield the packages of the Packages file `path` whose names are `wanted`.
+
+    Raises VerifyError when the entry of one of them is malformed; others are passed over.
+    """
     with path.open(encoding="utf-8", errors="replace") as f:
-        lines: list[str] = []
-        wanted = False
-        for line in f:
-            if line == "\n":
-                if wanted:
-                    yield "".join(lines)
-                lines, wanted = [], False
-                continue
-            if line.startswith("Package:"):
-                wanted = fnmatchcase(line.partition(":")[2].strip(), pattern)
-            if wanted or not lines:
-                lines.append(line)
-        if wanted:
-            yield "".join(lines)
+        for stanza in _stanzas(f):
+            name = next((v for v in stanza if v.startswith("Package:")), "").partition(":")[2]
+            if wanted(name.strip()):
+                yield parse_binary("".join(stanza), repository)
 
 
-def parse_binary(stanza: str) -> LockedPackage:
+def _stanzas(lines: Iterable[str]) -> Iterator[list[str]]:
+    stanza: list[str] = []
+    for line in lines:
+        if line != "\n":
+            stanza.append(line)
+        elif stanza:
+            yield stanza
+            stanza = []
+    if stanza:
+        yield stanza
+
+
+def parse_binary(stanza: str, repository: str = _ID) -> LockedPackage:
     """Return the package that a stanza of a Packages file describes; VerifyError when it is none.
 
     Format: deb822(5), https://wiki.debian.org/DebianRepository/Format#A.22Packages.22_Indices.
@@ -113,7 +120,7 @@ def parse_binary(stanza: str) -> LockedPackage:
         size=int(size),
         sha256=fields["SHA256"],
         filename=filename,
-        repository=_ID,
+        repository=repository,
         source=fields.get("Source", name).partition(" ")[0],
         source_version=version,
     )

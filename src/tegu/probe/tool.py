@@ -18,13 +18,27 @@ from tegu.probe.symbols import Symbols
 if TYPE_CHECKING:
     from tegu.probe.session import Session
 
-__all__ = ["WHO", "Names", "Need", "Settings", "Tool", "slots_of", "text", "top_rows", "unpack_who"]
+__all__ = [
+    "WHO",
+    "Names",
+    "Need",
+    "Settings",
+    "Sums",
+    "Tool",
+    "slots_of",
+    "text",
+    "top_rows",
+    "unpack_sums",
+    "unpack_who",
+]
 
 WHO = "QII16s"
 """struct who of bpf/tegu.bpf.h: cgroup, tid, tgid, comm."""
 
 STACK_DEPTH = 32
 """As in bpf/tegu.bpf.h."""
+
+_SUMS = struct.Struct("<QQQ")
 
 CONFIG = struct.Struct("<QQQIIIIQ")
 """struct config of bpf/tegu.bpf.h."""
@@ -67,6 +81,15 @@ class Need(NamedTuple):
             name, _, member = self.name.partition(".")
             there = member in types.members(name)
         return "" if there else f"this kernel has no {self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """struct sums of bpf/tegu.bpf.h; times in nanoseconds."""
+
+    count: int
+    total_ns: int
+    max_ns: int
 
 
 class Names(NamedTuple):
@@ -161,6 +184,12 @@ class Tool:
 def slots_of(source: BpfMap) -> list[int]:
     """Return a histogram that is a per-CPU array of counters."""
     return [sum(struct.unpack("<Q", v)[0] for v in values) for _, values in sorted(source.items())]
+
+
+def unpack_sums(values: Sequence[bytes]) -> Sums:
+    """Return the `struct sums` of one key: one value, or one for each processor."""
+    counts, totals, longest = zip(*map(_SUMS.unpack, values), strict=True)
+    return Sums(sum(counts), sum(totals), max(longest))
 
 
 def text(raw: bytes) -> str:

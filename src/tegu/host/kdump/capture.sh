@@ -10,28 +10,11 @@ set -f
 PATH=/bin
 export PATH HOME=/root
 run=/run core=/proc/vmcore console=/dev/console
-loaded=' ' once=''
 
 say() {
 	read -r up _ </proc/uptime
 	echo "tegu-kdump: [$up] $1" >"$console"
 	echo "[$up] $1" >>"$run/capture.log"
-}
-
-load() {
-	case $loaded in *" $1 "*) return ;; esac
-	loaded="$loaded$1 "
-	insmod "/lib/tegu/modules/$1.ko" || say "cannot load the module $1"
-}
-
-scan() {
-	set +f
-	for entry in /sys/bus/virtio/devices/*/modalias /sys/bus/pci/devices/*/modalias \
-		/sys/bus/scsi/devices/*/modalias /sys/bus/vmbus/devices/*/modalias \
-		/sys/bus/xen/devices/*/modalias $once; do
-		[ -e "$entry" ] && read -r alias <"$entry" && "$1" "$alias"
-	done
-	set -f
 }
 
 finish() {

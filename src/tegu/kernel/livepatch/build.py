@@ -138,7 +138,7 @@ def build_livepatch(
         tell("link")
         data = _link(kbuild, module, parts, target, patches)
         if sign_key is not None:
-            data = _sign(kbuild, data, module, sign_key)
+            data = _sign(kbuild, data, module)
         facts = {
             "name": name,
             "module": module,
@@ -370,13 +370,8 @@ def _link(
     return mark_relocations(data, module, dict.fromkeys(target.exported))
 
 
-def _sign(kbuild: Kbuild, data: bytes, module: str, key: Path) -> bytes:
-    """Append the signature (Documentation/admin-guide/module-signing.rst)."""
+def _sign(kbuild: Kbuild, data: bytes, module: str) -> bytes:
     path = kbuild.tree / _DIRECTORY / f"{module}.signed"
     path.write_bytes(data)
-    digest = "sha256"
-    text = (kbuild.tree / ".config").read_text()
-    if match := re.search(r'^CONFIG_MODULE_SIG_HASH="(\w+)"', text, re.MULTILINE):
-        digest = match[1]
-    run([kbuild.tree / "scripts/sign-file", digest, key, key, path], timeout=60)
+    kbuild.sign(path)
     return path.read_bytes()

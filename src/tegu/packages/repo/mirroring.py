@@ -20,6 +20,7 @@ from tegu.packages.repo.intake import Added, add
 from tegu.packages.repo.repository import Repository
 from tegu.packages.sources import Mirror, Source
 from tegu.packages.version import sort_key
+from tegu.packages.versions import read_packages
 
 if TYPE_CHECKING:
     from tegu.store import Store
@@ -65,15 +66,19 @@ def mirror(
         keyrings=(str(upstream.keyring),),
     )
     chosen: dict[tuple[str, str], LockedPackage] = {}
+
+    def wanted(name: str) -> bool:
+        patterns = upstream.packages
+        return not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
     for architecture in upstream.architectures:
         say(f"reading {upstream.suite} for {architecture}")
         (index,) = load_indexes([source], store, architecture)
-        for package in _packages(index):
-            if not _wanted(package.name, upstream.packages):
-                continue
-            key = (package.name, package.architecture)
-            if key not in chosen or sort_key(chosen[key].version) < sort_key(package.version):
-                chosen[key] = package
+        for file in index.files:
+            for package in read_packages(file.path, wanted, repository=_ID):
+                key = (package.name, package.architecture)
+                if key not in chosen or sort_key(chosen[key].version) < sort_key(package.version):
+                    chosen[key] = package
     _all_found(chosen.values(), upstream.packages)
     known = [p for p in chosen.values() if repo.catalogue.pooled(p.sha256)]
     missing = [p for p in chosen.values() if not repo.catalogue.pooled(p.sha256)]
@@ -95,10 +100,6 @@ def mirror(
         return add(repo, channel, paths, allow_downgrade=allow_downgrade)
 
 
-def _wanted(name: str, patterns: Sequence[str]) -> bool:
-    return not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns)
-
-
 def _all_found(chosen: object, patterns: Sequence[str]) -> None:
     names = {p.name for p in chosen}  # type: ignore[attr-defined]
     for pattern in patterns:
@@ -106,35 +107,6 @@ def _all_found(chosen: object, patterns: Sequence[str]) -> None:
             raise RepositoryError(f"the suite has no package {pattern}")
     if not names:
         raise UsageError("the suite has no packages for these architectures")
-
-
-def _packages(index: SuiteIndex) -> list[LockedPackage]:
-    from tegu.packages.deb import parse_fields
-
-    found = []
-    for file in index.files:
-        text = file.path.read_bytes().decode("utf-8", "surrogateescape")
-        for entry in text.split("\n\n"):
-            if not entry.strip():
-                continue
-            fields = parse_fields(entry)
-            try:
-                found.append(
-                    LockedPackage(
-                        name=fields["Package"],
-                        version=fields["Version"],
-                        architecture=fields["Architecture"],
-                        size=int(fields["Size"]),
-                        sha256=fields["SHA256"],
-                        filename=fields["Filename"],
-                        repository=_ID,
-                        source=fields.get("Source", fields["Package"]).partition(" ")[0],
-                        source_version=fields["Version"],
-                    )
-                )
-            except (KeyError, ValueError) as e:
-                raise RepositoryError(f"{index.source.suite}: an entry has no {e}") from e
-    return found
 
 
 def _lock(index: SuiteIndex, packages: Sequence[LockedPackage]) -> Lock:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from tegu.errors import FetchError
 from tegu.packages.sources import join, without_credentials
-from tegu.packages.transfer import Attempts, TransientError, client, local_path, refused, transient
+from tegu.packages.transfer import client, local_path, refused, retrying
 
 if TYPE_CHECKING:
     import httpx
@@ -84,25 +84,17 @@ class Place:
         return self._get(path, limit, parts)
 
     def _get(self, path: str, limit: int, parts: list[bytes] | None) -> tuple[int, str]:
-        import httpx
+        web, url = self._web, join(self.url, path)
+        assert web is not None
 
-        assert self._web is not None
-        url = join(self.url, path)
-        tries = Attempts(url)
-        for _ in tries:
+        def attempt() -> tuple[int, str]:
             if parts is not None:
                 parts.clear()
-            try:
-                with self._web.stream("GET", url) as response:
-                    refused(response, url)
-                    return self._take(response.iter_raw(_CHUNK), path, limit, parts)
-            except httpx.InvalidURL as e:
-                raise FetchError(f"{without_credentials(url)}: {e}") from e
-            except httpx.HTTPError as e:
-                tries.failed(transient(e))
-            except TransientError as e:
-                tries.failed(e)
-        raise AssertionError("Attempts always ends by raising")
+            with web.stream("GET", url) as response:
+                refused(response, url)
+                return self._take(response.iter_raw(_CHUNK), path, limit, parts)
+
+        return retrying(url, attempt)
 
     def _take(
         self, chunks: Iterable[bytes], path: str, limit: int, parts: list[bytes] | None

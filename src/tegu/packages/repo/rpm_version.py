@@ -5,29 +5,17 @@ from __future__ import annotations
 import re
 from functools import cmp_to_key
 
+from tegu.packages.evr import comparison
+
 __all__ = ["compare", "sort_key"]
 
 _SEGMENT = re.compile(r"[0-9]+|[A-Za-z]+|~|\^")
 
 
-def compare(one: str, other: str) -> int:
-    """Return a negative number, zero or a positive one as `one` (E:V-R) is older, same, newer."""
-    left, right = _split(one), _split(other)
-    if left[0] != right[0]:
-        return -1 if left[0] < right[0] else 1
-    return _part(left[1], right[1]) or _part(left[2], right[2])
-
-
-sort_key = cmp_to_key(compare)
-"""A key for sorting versions, oldest first."""
-
-
-def _split(version: str) -> tuple[int, str, str]:
-    epoch, colon, rest = version.partition(":")
-    if not colon or not epoch.isascii() or not epoch.isdigit():
-        epoch, rest = "0", version
-    upstream, _, release = rest.partition("-")
-    return int(epoch), upstream, release
+def _split(version: str) -> tuple[str, str]:
+    """Return version and release."""
+    upstream, _, release = version.partition("-")
+    return upstream, release
 
 
 def _part(one: str, other: str) -> int:
@@ -55,3 +43,10 @@ def _part(one: str, other: str) -> int:
         else:
             return -1 if a < b else 1
     return 0
+
+
+compare = comparison(_split, _part)
+"""Return a negative number, zero or a positive one as the first (E:V-R) is older, same, newer."""
+
+sort_key = cmp_to_key(compare)
+"""A key for sorting versions, oldest first."""

@@ -76,12 +76,7 @@ struct {
 	__type(value, struct io_sums);
 } sums SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SLOTS);
-	__type(key, u32);
-	__type(value, u64);
-} histogram SEC(".maps");
+COUNTERS(histogram, SLOTS);
 
 struct event {
 	u64 at;
@@ -137,8 +132,6 @@ int BPF_PROG(blkio_complete, struct request *rq, unsigned char error, unsigned i
 	struct key key = {};
 	struct event *event;
 	struct seen *seen;
-	u32 slot;
-	u64 *n;
 
 	seen = bpf_map_lookup_elem(&requests, &id);
 	if (!seen)
@@ -154,10 +147,7 @@ int BPF_PROG(blkio_complete, struct request *rq, unsigned char error, unsigned i
 		goto out;
 	if (config.cgroup && seen->who.cgroup != config.cgroup)
 		goto out;
-	slot = log2_slot((queue + device) / 1000);
-	n = bpf_map_lookup_elem(&histogram, &slot);
-	if (n)
-		(*n)++;
+	count_slot(&histogram, log2_slot((queue + device) / 1000));
 	key.cgroup = seen->who.cgroup;
 	key.op = rq->cmd_flags & 0xff; /* REQ_OP_MASK, include/linux/blk_types.h */
 	key.tgid = seen->who.tgid;
@@ -178,11 +168,9 @@ int BPF_PROG(blkio_complete, struct request *rq, unsigned char error, unsigned i
 		count_lost();
 	}
 	if (queue + device >= config.threshold_ns || error) {
-		event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-		if (!event) {
-			count_lost();
+		event = new_event(sizeof(*event));
+		if (!event)
 			goto out;
-		}
 		event->at = now;
 		event->queue_ns = queue;
 		event->device_ns = device;

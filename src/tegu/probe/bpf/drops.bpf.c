@@ -172,7 +172,6 @@ SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(drops_retransmit, struct sock *sk)
 {
 	struct flow flow = {};
-	u64 zero = 0, *n;
 
 	flow.cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 	flow.namespace = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
@@ -187,11 +186,7 @@ int BPF_PROG(drops_retransmit, struct sock *sk)
 		bpf_probe_read_kernel(flow.from, 16, &sk->__sk_common.skc_v6_rcv_saddr);
 		bpf_probe_read_kernel(flow.to, 16, &sk->__sk_common.skc_v6_daddr);
 	}
-	n = find_or_make(&retransmits, &flow, &zero);
-	if (n)
-		__sync_fetch_and_add(n, 1);
-	else
-		count_lost();
+	count_in(&retransmits, &flow);
 	return 0;
 }
 

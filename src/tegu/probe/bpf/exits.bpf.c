@@ -29,12 +29,10 @@ struct event {
 
 static __always_inline struct event *reserve(u32 kind)
 {
-	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	struct event *event = new_event(sizeof(*event));
 
-	if (!event) {
-		count_lost();
+	if (!event)
 		return 0;
-	}
 	__builtin_memset(event, 0, sizeof(*event));
 	event->at = bpf_ktime_get_ns();
 	event->kind = kind;
@@ -68,17 +66,12 @@ struct {
 static __always_inline void count(u32 kind, struct task_struct *task, s32 code, u64 ns)
 {
 	struct count_key key = {};
-	struct sums none = {}, *sums;
 
 	key.cgroup = cgroup_id_of(task);
 	key.kind = kind;
 	key.code = code;
 	bpf_probe_read_kernel(key.comm, sizeof(key.comm), task->comm);
-	sums = find_or_make(&counts, &key, &none);
-	if (sums)
-		add(sums, ns);
-	else
-		count_lost();
+	add_to(&counts, &key, ns);
 }
 
 SEC("tp_btf/sched_process_exec")

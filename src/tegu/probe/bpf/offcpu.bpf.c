@@ -42,12 +42,7 @@ struct {
 	__type(value, struct stack_key);
 } scratch SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SLOTS);
-	__type(key, u32);
-	__type(value, u64);
-} histogram SEC(".maps");
+COUNTERS(histogram, SLOTS);
 
 struct event {
 	u64 at;
@@ -71,16 +66,12 @@ static __always_inline bool counts(u64 state)
 static __always_inline void back(struct task_struct *task, struct sleep *sleep, u64 now)
 {
 	u64 slept = now - sleep->since;
-	u32 slot = log2_slot(slept / 1000), zero = 0;
-	struct sums none = {}, *sums;
+	u32 zero = 0;
 	struct stack_key *key;
 	struct event *event;
-	u64 *n;
 	long got;
 
-	n = bpf_map_lookup_elem(&histogram, &slot);
-	if (n)
-		(*n)++;
+	count_slot(&histogram, log2_slot(slept / 1000));
 	if (slept < config.floor_ns)
 		return;
 	key = bpf_map_lookup_elem(&scratch, &zero);
@@ -91,18 +82,12 @@ static __always_inline void back(struct task_struct *task, struct sleep *sleep, 
 	tell_who(&key->who, task);
 	key->who.tid = 0;
 	key->state = sleep->state;
-	sums = find_or_make(&stacks, key, &none);
-	if (sums)
-		add(sums, slept);
-	else
-		count_lost();
+	add_to(&stacks, key, slept);
 	if (slept < config.threshold_ns)
 		return;
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
-		count_lost();
+	event = new_event(sizeof(*event));
+	if (!event)
 		return;
-	}
 	event->at = now;
 	event->slept_ns = slept;
 	event->state = sleep->state;

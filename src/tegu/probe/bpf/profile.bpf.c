@@ -28,24 +28,16 @@ struct {
 } stacks SEC(".maps");
 
 /* Of each processor: idle samples, all others. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2);
-	__type(key, u32);
-	__type(value, u64);
-} samples SEC(".maps");
+COUNTERS(samples, 2);
 
 SEC("perf_event")
 int profile_sample(void *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct key key = {};
-	u64 zero = 0, *n;
 	u32 busy = task->pid != 0;
 
-	n = bpf_map_lookup_elem(&samples, &busy);
-	if (n)
-		(*n)++;
+	count_slot(&samples, busy);
 	if (!busy || !wanted(task))
 		return 0;
 	tell_who(&key.who, task);
@@ -53,11 +45,7 @@ int profile_sample(void *ctx)
 	key.kernel_stack = bpf_get_stackid(ctx, &stacks, 0);
 	key.user_stack = task->flags & PF_KTHREAD ? -1 :
 		bpf_get_stackid(ctx, &stacks, BPF_F_USER_STACK);
-	n = find_or_make(&counts, &key, &zero);
-	if (n)
-		__sync_fetch_and_add(n, 1);
-	else
-		count_lost();
+	count_in(&counts, &key);
 	return 0;
 }
 

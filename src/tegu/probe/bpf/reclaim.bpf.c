@@ -49,12 +49,7 @@ struct {
 	__type(value, struct sums);
 } pairs SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SLOTS);
-	__type(key, u32);
-	__type(value, u64);
-} histogram SEC(".maps");
+COUNTERS(histogram, SLOTS);
 
 static __always_inline int begin(int kind, int order)
 {
@@ -79,12 +74,9 @@ static __always_inline int end(void *ctx, int kind, u64 reclaimed)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	u64 now = bpf_ktime_get_ns(), ns;
-	struct sums none = {}, *sums;
 	struct sum_key key = {};
 	struct event *event;
 	struct stall *stall;
-	u32 slot;
-	u64 *n;
 
 	stall = bpf_task_storage_get(&stalls, task, 0, 0);
 	if (!stall || !stall->since[kind])
@@ -94,22 +86,13 @@ static __always_inline int end(void *ctx, int kind, u64 reclaimed)
 	key.victim = cgroup_id_of(task);
 	key.culprit = kind == LIMIT ? stall->culprit : 0;
 	key.kind = kind;
-	slot = log2_slot(ns / 1000);
-	n = bpf_map_lookup_elem(&histogram, &slot);
-	if (n)
-		(*n)++;
-	sums = find_or_make(&pairs, &key, &none);
-	if (sums)
-		add(sums, ns);
-	else
-		count_lost();
+	count_slot(&histogram, log2_slot(ns / 1000));
+	add_to(&pairs, &key, ns);
 	if (ns < config.threshold_ns)
 		return 0;
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
-		count_lost();
+	event = new_event(sizeof(*event));
+	if (!event)
 		return 0;
-	}
 	event->at = now;
 	event->stalled_ns = ns;
 	event->culprit = key.culprit;

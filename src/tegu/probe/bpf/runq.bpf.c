@@ -81,21 +81,12 @@ static __always_inline void attribute(struct task_struct *next, u64 culprit, u64
 {
 	struct pair pair = { cgroup_id_of(next), culprit };
 	struct task_key key = {};
-	struct sums none = {};
-	struct sums *sums = find_or_make(&pairs, &pair, &none);
 
-	if (sums)
-		add(sums, ns);
-	else
-		count_lost();
+	add_to(&pairs, &pair, ns);
 	key.tgid = next->tgid;
 	key.cgroup = pair.victim;
 	bpf_probe_read_kernel(key.comm, sizeof(key.comm), next->comm);
-	sums = find_or_make(&tasks, &key, &none);
-	if (sums)
-		add(sums, ns);
-	else
-		count_lost();
+	add_to(&tasks, &key, ns);
 }
 
 /* The waits worth a closer look; apart, so that the short way stays short. */
@@ -122,11 +113,9 @@ static __always_inline int long_wait(void *ctx, struct cpu_state *cpu, struct ta
 	attribute(next, longest ? cpu->runs[best].who.cgroup : cgroup_id_of(prev), wait);
 	if (wait < config.threshold_ns)
 		return 0;
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
-		count_lost();
+	event = new_event(sizeof(*event));
+	if (!event)
 		return 0;
-	}
 	event->at = bpf_ktime_get_ns();
 	event->wait_ns = wait;
 	event->ran_ns = longest;

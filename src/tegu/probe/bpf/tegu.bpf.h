@@ -263,6 +263,55 @@ static __always_inline void add(struct sums *sums, u64 ns)
 		sums->max_ns = ns;
 }
 
+/* Adds to the sums of a key; what finds no room is counted as lost. */
+static __always_inline void add_to(void *map, const void *key, u64 ns)
+{
+	struct sums none = {}, *sums = find_or_make(map, key, &none);
+
+	if (sums)
+		add(sums, ns);
+	else
+		count_lost();
+}
+
+/* The same for a key that is only counted. */
+static __always_inline void count_in(void *map, const void *key)
+{
+	u64 zero = 0, *n = find_or_make(map, key, &zero);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+	else
+		count_lost();
+}
+
+/* Room for an event, which must be submitted; null, and counted as lost, when there is none. */
+static __always_inline void *new_event(u64 size)
+{
+	void *event = bpf_ringbuf_reserve(&events, size, 0);
+
+	if (!event)
+		count_lost();
+	return event;
+}
+
+/* Counters of each processor by a small number; read by slots_of (tegu/probe/tool.py). */
+#define COUNTERS(name, entries) \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); \
+		__uint(max_entries, entries); \
+		__type(key, u32); \
+		__type(value, u64); \
+	} name SEC(".maps")
+
+static __always_inline void count_slot(void *counters, u32 slot)
+{
+	u64 *n = bpf_map_lookup_elem(counters, &slot);
+
+	if (n)
+		(*n)++;
+}
+
 /* The slot of a histogram by powers of two: 0 is below 2, n is 2^n up to 2^(n+1) - 1. */
 static __always_inline u32 log2_slot(u64 v)
 {

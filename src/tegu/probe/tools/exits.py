@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 from tegu.linux.libbpf import KernelTypes
 from tegu.probe.recording import Record, Recording
 from tegu.probe.report import Table, duration, who
-from tegu.probe.tool import WHO, Names, Need, Settings, Tool, text, top_rows, unpack_who
+from tegu.probe.tool import (
+    WHO,
+    Names,
+    Need,
+    Settings,
+    Tool,
+    text,
+    top_rows,
+    unpack_sums,
+    unpack_who,
+)
 
 if TYPE_CHECKING:
     from tegu.probe.session import Session
@@ -18,7 +28,6 @@ __all__ = ["Exits", "how_it_ended"]
 
 _EVENT = struct.Struct(f"<QQQIiII{WHO}{WHO}128s")
 _KEY = struct.Struct("<Q16siI")
-_SUMS = struct.Struct("<QQQ")
 _EXEC, _EXIT, _OOM = range(3)
 _ALL = 3
 
@@ -79,16 +88,16 @@ class Exits(Tool):
         started, ended = [], []
         for key, values in session.map("counts").items():
             cgroup, comm, code, kind = _KEY.unpack(key)
-            count, total, _ = _SUMS.unpack(values[0])
+            sums = unpack_sums(values)
             row: Record = {
                 "comm": text(comm),
                 "cgroup": session.names.groups.name(cgroup),
-                "count": count,
+                "count": sums.count,
             }
             if kind == _EXEC:
                 started.append(row)
             else:
-                ended.append({**row, "ended": how_it_ended(code), "lived_ns": total})
+                ended.append({**row, "ended": how_it_ended(code), "lived_ns": sums.total_ns})
         return {"started": started, "ended": ended}
 
     def lines(self, event: Record) -> list[str]:

@@ -16,6 +16,7 @@ from tegu.probe.tool import (
     slots_of,
     text,
     top_rows,
+    unpack_sums,
     unpack_who,
 )
 
@@ -26,7 +27,6 @@ __all__ = ["STATES", "OffCpu", "state_name"]
 
 _EVENT = struct.Struct(f"<QQIIII{WHO}{STACK_DEPTH}Q")
 _KEY = struct.Struct(f"<{WHO}Q{STACK_DEPTH}Q")
-_SUMS = struct.Struct("<QQQ")
 _ITERATOR = "offcpu_still"
 
 STATES = {0: "R", 1: "S", 2: "D", 4: "T", 8: "t", 16: "X", 32: "Z", 64: "P"}
@@ -92,16 +92,16 @@ class OffCpu(Tool):
         for key, values in session.map("stacks").items():
             unpacked = _KEY.unpack(key)
             cgroup, _, tgid, comm, state = unpacked[:5]
-            count, total, most = _SUMS.unpack(values[0])
+            sums = unpack_sums(values)
             sleeps.append(
                 {
                     "comm": text(comm),
                     "pid": tgid,
                     "cgroup": session.names.groups.name(cgroup),
                     "state": state_name(state),
-                    "count": count,
-                    "total_ns": total,
-                    "max_ns": most,
+                    "count": sums.count,
+                    "total_ns": sums.total_ns,
+                    "max_ns": sums.max_ns,
                     "stack": session.names.symbols.kernel(a for a in unpacked[5:] if a),
                 }
             )

@@ -18,6 +18,7 @@ from tegu.probe.tool import (
     Tool,
     slots_of,
     top_rows,
+    unpack_sums,
     unpack_who,
 )
 
@@ -28,7 +29,6 @@ __all__ = ["Reclaim"]
 
 _EVENT = struct.Struct(f"<QQQQIIII{WHO}{STACK_DEPTH}Q{STACK_DEPTH}Q")
 _KEY = struct.Struct("<QQQ")
-_SUMS = struct.Struct("<QQQ")
 _KINDS = {0: "memory is short", 1: "limit", 2: "compaction"}
 _OPTIONAL = {
     "reclaim_compaction_begin": "mm_compaction_begin",
@@ -119,15 +119,15 @@ class Reclaim(Tool):
         stalls = []
         for key, values in session.map("pairs").items():
             victim, culprit, kind = _KEY.unpack(key)
-            count, total, most = _SUMS.unpack(values[0])
+            sums = unpack_sums(values)
             stalls.append(
                 {
                     "victim": groups.name(victim),
                     "culprit": groups.name(culprit) if culprit else None,
                     "kind": _KINDS.get(kind, "?"),
-                    "count": count,
-                    "total_ns": total,
-                    "max_ns": most,
+                    "count": sums.count,
+                    "total_ns": sums.total_ns,
+                    "max_ns": sums.max_ns,
                 }
             )
         grown = self._grown()

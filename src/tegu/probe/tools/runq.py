@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 from tegu.probe.recording import Record, Recording
 from tegu.probe.report import Table, duration, histogram, indented, quantile, who
-from tegu.probe.tool import STACK_DEPTH, WHO, Names, Need, Tool, text, top_rows, unpack_who
+from tegu.probe.tool import (
+    STACK_DEPTH,
+    WHO,
+    Names,
+    Need,
+    Tool,
+    text,
+    top_rows,
+    unpack_sums,
+    unpack_who,
+)
 
 if TYPE_CHECKING:
     from tegu.probe.session import Session
@@ -17,7 +27,6 @@ __all__ = ["RunQueue"]
 _EVENT = struct.Struct(f"<QQQIIII{WHO}{WHO}{STACK_DEPTH}Q{STACK_DEPTH}Q")
 _RUN = 56  # bytes of struct run
 _CPU = struct.Struct(f"<QQQ{8 * _RUN}x32Q")
-_SUMS = struct.Struct("<QQQ")
 _PAIR = struct.Struct("<QQ")
 _TASK = struct.Struct("<I16sIQ")
 
@@ -79,28 +88,28 @@ class RunQueue(Tool):
         pairs = []
         for key, values in session.map("pairs").items():
             victim, culprit = _PAIR.unpack(key)
-            sums = [_SUMS.unpack(v) for v in values]
+            sums = unpack_sums(values)
             pairs.append(
                 {
                     "victim": groups.name(victim),
                     "culprit": groups.name(culprit),
-                    "waits": sum(s[0] for s in sums),
-                    "total_ns": sum(s[1] for s in sums),
-                    "max_ns": max(s[2] for s in sums),
+                    "waits": sums.count,
+                    "total_ns": sums.total_ns,
+                    "max_ns": sums.max_ns,
                 }
             )
         tasks = []
         for key, values in session.map("tasks").items():
             tgid, comm, _, cgroup = _TASK.unpack(key)
-            count, total, most = _SUMS.unpack(values[0])
+            sums = unpack_sums(values)
             tasks.append(
                 {
                     "pid": tgid,
                     "comm": text(comm),
                     "cgroup": groups.name(cgroup),
-                    "waits": count,
-                    "total_ns": total,
-                    "max_ns": most,
+                    "waits": sums.count,
+                    "total_ns": sums.total_ns,
+                    "max_ns": sums.max_ns,
                 }
             )
         return {

@@ -20,7 +20,7 @@ from bench.common import Bar, BenchError, BenchResult, machine
 from bench.sandbox.bench import _supervisor
 
 from tegu.sandbox.fn.client import Answer, Caller
-from tegu.sandbox.fn.deploy import deploy
+from tegu.sandbox.fn.deployment import deploy
 from tegu.sandbox.fn.java import FLAGS
 from tegu.sandbox.fn.spec import FunctionSpec
 from tegu.store import Store

@@ -10,7 +10,7 @@ from bench.common import BenchError
 
 from tegu.sandbox import wire
 from tegu.sandbox.fn.client import Caller
-from tegu.sandbox.fn.deploy import deploy
+from tegu.sandbox.fn.deployment import deploy
 from tegu.sandbox.fn.spec import FunctionSpec
 from tegu.sandbox.launch import connect
 from tegu.store import Store

@@ -20,7 +20,7 @@ from tests.sandbox.conftest import Served, until
 
 from tegu.errors import SandboxError, UsageError
 from tegu.sandbox.fn.client import running
-from tegu.sandbox.fn.deploy import deploy, remove
+from tegu.sandbox.fn.deployment import deploy, remove
 from tegu.sandbox.fn.http import Server, serve
 from tegu.sandbox.fn.spec import FunctionSpec
 from tegu.store import Store

@@ -18,7 +18,7 @@ from tests.sandbox.conftest import Served, children, descendants, until
 
 from tegu.errors import SandboxError, UsageError
 from tegu.sandbox.fn.client import Answer, Caller, FunctionError, invoke, logs, running
-from tegu.sandbox.fn.deploy import deploy, deployed, remove, rollback
+from tegu.sandbox.fn.deployment import deploy, deployed, remove, rollback
 from tegu.sandbox.fn.plan import plan
 from tegu.sandbox.fn.shelf import read_name
 from tegu.sandbox.fn.spec import FunctionSpec

@@ -322,6 +322,15 @@ try:
     print(run(["cat", "/proc/self/uid_map"]).text)
     print(run(["python3", "-c", "import os\\nfor i in range(99): os.fork() or os._exit(0)"],
               box=box_spec(pids=10)).exit_code)
+    from tegu.sandbox.fn import FunctionSpec, deploy, invoke
+    from tegu.store import Store
+    here = Path(sys.argv[2]) / "s"
+    (here / "app.py").write_text("import os\\ndef main(e): return [e, os.getuid(), os.getpid()]")
+    store = Store(here / "store")
+    for load in ("late", "early"):
+        spec = FunctionSpec("f", handler="app:main", load=load)
+        deploy(spec, here / "app.py", store=store)
+        print(*invoke("f", 7, store=store).result())
 finally:
     supervisor("shutdown")
 """
@@ -353,5 +362,7 @@ def test_a_supervisor_without_root(tmp_path: Path) -> None:
         assert words[:3] == ["0", "x", "ok"]
         assert words[3:9] == ["0", "0", "1", "1", "1", "65535"]
         assert words[9] == "1"  # the eleventh process was refused
+        assert words[10:] == ["7", words[11], "1", "7", words[11], "1"]  # functions
+        assert int(words[11]) >= 1000
     finally:
         shutil.rmtree(home)

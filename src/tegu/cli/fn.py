@@ -57,7 +57,7 @@ def deploy(
     """
     from tegu.cli.output import print_json, spinner
     from tegu.errors import UsageError
-    from tegu.sandbox.fn.deploy import deploy as put
+    from tegu.sandbox.fn.deployment import deploy as put
     from tegu.sandbox.fn.plan import plan
 
     options: dict[str, Any] = {
@@ -163,7 +163,7 @@ def ls(
 
     from tegu.cli.output import print_json, print_table
     from tegu.sandbox.fn.client import running
-    from tegu.sandbox.fn.deploy import deployed
+    from tegu.sandbox.fn.deployment import deployed
     from tegu.sandbox.fn.shelf import read_name
     from tegu.store import Store
 
@@ -271,7 +271,7 @@ def rollback(
     ] = None,
 ) -> None:
     """Let an earlier version answer again."""
-    from tegu.sandbox.fn.deploy import rollback as turn
+    from tegu.sandbox.fn.deployment import rollback as turn
 
     one = turn(name, version)
     print(f"{one.name}\t{one.current[:12]}")
@@ -280,7 +280,7 @@ def rollback(
 @app.command(epilog="Example: tegu fn rm hello")
 def rm(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
     """Remove functions; what runs of them is killed."""
-    from tegu.sandbox.fn.deploy import remove
+    from tegu.sandbox.fn.deployment import remove
 
     for name in names:
         remove(name)

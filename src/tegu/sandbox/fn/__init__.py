@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # as type checkers know it; the typing module takes long 
 if TYPE_CHECKING:
     from tegu.sandbox.fn.client import Answer, FunctionError, invoke
     from tegu.sandbox.fn.decorator import Function, function
-    from tegu.sandbox.fn.deploy import deploy, deployed, remove, rollback
+    from tegu.sandbox.fn.deployment import deploy, deployed, remove, rollback
     from tegu.sandbox.fn.spec import FunctionSpec
 
 __all__ = [
@@ -32,10 +32,10 @@ _HOMES = {
     "Function": "decorator",
     "function": "decorator",
     "FunctionSpec": "spec",
-    "deploy": "deploy",
-    "deployed": "deploy",
-    "remove": "deploy",
-    "rollback": "deploy",
+    "deploy": "deployment",
+    "deployed": "deployment",
+    "remove": "deployment",
+    "rollback": "deployment",
 }
 
 
@@ -45,4 +45,6 @@ def __getattr__(name: str) -> object:
     import importlib
 
     module = importlib.import_module(f"tegu.sandbox.fn.{_HOMES.get(name, 'client')}")
-    return getattr(module, name)
+    value = getattr(module, name)
+    globals()[name] = value
+    return value

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from tegu.errors import SandboxError, TeguError, UsageError
 from tegu.sandbox.fn.client import Answer, Caller, running
-from tegu.sandbox.fn.deploy import deployed
+from tegu.sandbox.fn.deployment import deployed
 from tegu.sandbox.fn.shelf import name_path
 from tegu.sandbox.wire import default_socket
 from tegu.store import Store

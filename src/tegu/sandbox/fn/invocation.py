@@ -153,7 +153,7 @@ def _shape(found: Callable[..., Any]) -> tuple[int, bool]:
 def enter(shared: Shared, link: int, log: int, network: int, user: int) -> None:
     """Give up in a new fork all that the zygote may do; ends the process when that fails.
 
-    The calls' socket is descriptor 3 then. native/fork.c does the same in one go.
+    The calls' socket is descriptor 3 then. native/fork.c does the same.
     """
     step = "starting"
     try:

@@ -1,4 +1,4 @@
-"""Forking in one call, by what was compiled of native/fork.c; without it, invocation.enter."""
+"""The zygote's loop as it was compiled of native/fork.c; without it, runtime.py has one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from tegu.linux import libc
-from tegu.linux.clone import Cloned, fork_flags, python_forks
+from tegu.linux.clone import fork_flags, python_forks
 from tegu.sandbox import native
 from tegu.sandbox.fn.zygote import CODE
 
@@ -31,21 +31,21 @@ class _Order(ctypes.Structure):
         ("filter", _Filter),
         ("files", ctypes.c_ulong),
         ("processes", ctypes.c_ulong),
-        ("pidfd", ctypes.c_int),
-        ("network", ctypes.c_int),
-        ("link", ctypes.c_int),
-        ("log", ctypes.c_int),
+        ("control", ctypes.c_int),
+        ("ended", ctypes.c_int),
+        ("wanted", ctypes.c_int),
+        ("first_user", ctypes.c_int),
         ("rules", ctypes.c_int),
-        ("user", ctypes.c_int),
     )
 
 
 class Forker:
-    """The compiled fork, with what all forks of a zygote have in common filled in."""
+    """The compiled loop, with what all forks of a zygote have in common filled in."""
 
-    def __init__(self, library: ctypes.CDLL, world: dict[str, Any], rules: int, tmp: str) -> None:
-        self._fork = library.tegu_fork
-        self._fork.restype = ctypes.c_long
+    def __init__(self, world: dict[str, Any], rules: int, tmp: str, first_user: int) -> None:
+        """Load it; raises OSError where it was not built, AttributeError where it is another's."""
+        path = os.path.join(os.path.dirname(native.__file__), "tegu-fork.so")  # noqa: PTH118, PTH120
+        self._serve = ctypes.PyDLL(path).tegu_serve
         flags, place = fork_flags(libc.CLONE_NEWNS | libc.CLONE_NEWPID)
         program = world["filter"]
         self._order = _Order(
@@ -56,28 +56,23 @@ class Forker:
             filter=_Filter(len(program) // 8, program),
             files=world["files"],
             processes=world["pids"],
+            wanted=world["spare_networks"],
+            first_user=first_user,
             rules=rules,
         )
-        self._told = ctypes.byref(self._order)
 
-    def fork(self, network: int, link: int, log: int, user: int) -> Cloned:
-        """Return the new process; in it `pid` is 0, and all is given up that a zygote may do."""
-        order = self._order
-        order.network, order.link, order.log, order.user = network, link, log, user
+    def serve(self, control: int, ended: int) -> None:
+        """Fork as orders come in; returns in forks, which have given up what a zygote may do."""
+        self._order.control, self._order.ended = control, ended
+        told = ctypes.byref(self._order)
         with python_forks() as forks:
-            pid = self._fork(self._told)
-            if pid == 0:
-                forks.in_child()
-                return Cloned(0, -1)
-        if pid < 0:
-            raise OSError(-pid, os.strerror(-pid), "fork")
-        return Cloned(pid, order.pidfd)
+            self._serve(told)
+            forks.in_child()
 
 
-def find_forker(world: dict[str, Any], rules: int, tmp: str) -> Forker | None:
-    """Return the compiled fork, or None where it was not built, or cannot be loaded."""
-    path = os.path.join(os.path.dirname(native.__file__), "tegu-fork.so")  # noqa: PTH118, PTH120
+def find_forker(world: dict[str, Any], rules: int, tmp: str, first_user: int) -> Forker | None:
+    """Return the compiled loop, or None where there is none."""
     try:
-        return Forker(ctypes.CDLL(path), world, rules, tmp)
-    except OSError:
+        return Forker(world, rules, tmp, first_user)
+    except (OSError, AttributeError):
         return None

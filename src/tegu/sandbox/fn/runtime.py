@@ -41,7 +41,9 @@ class _Zygote:
         self.running: dict[int, str] = {}
         self.forker: Forker | None = None
         if world["compiled"]:
-            self.forker = find_forker(world, rules, invocation.tmp_options(world))
+            self.forker = find_forker(
+                world, rules, invocation.tmp_options(world), invocation.FIRST_USER
+            )
 
 
 def main(control: int, world_file: int, rules: int) -> None:
@@ -102,6 +104,9 @@ def _threads() -> str:
 def _serve(zygote: _Zygote) -> None:
     link = zygote.link
     ended = signal_descriptor(_signal.SIGCHLD)
+    if zygote.forker is not None:
+        zygote.forker.serve(link.fileno(), ended)
+        invocation.converse(zygote.shared)  # never returns
     poll = select.poll()
     poll.register(link, select.POLLIN)
     poll.register(ended, select.POLLIN)
@@ -141,13 +146,9 @@ def _fork(zygote: _Zygote, number: str, slot: int, fds: list[int]) -> None:
     try:
         user = invocation.FIRST_USER + slot
         calls, log = fds
-        if zygote.forker is not None:
-            child = zygote.forker.fork(network, calls, log, user)
-        else:
-            child = fork_into(libc.CLONE_NEWNS | libc.CLONE_NEWPID)
-            if child.pid == 0:
-                invocation.enter(zygote.shared, calls, log, network, user)
+        child = fork_into(libc.CLONE_NEWNS | libc.CLONE_NEWPID)
         if child.pid == 0:
+            invocation.enter(zygote.shared, calls, log, network, user)
             invocation.converse(zygote.shared)  # never returns
     finally:
         os.close(network)

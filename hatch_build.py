@@ -2,8 +2,9 @@
 
 The sandbox's launcher and its microVMs' first process (src/tegu/sandbox/native) are static, so that
 they run on any Linux of this architecture. Without a C compiler there are none: boxes start more
-slowly, and microVMs not at all. TEGU_LAUNCHER=no leaves them out, =yes makes them a must. The probes (src/tegu/probe/bpf) need clang, and a wheel has
-them; in a source tree `./dev` compiles them.
+slowly, and microVMs not at all. TEGU_LAUNCHER=no leaves them out, =yes makes them a must. The
+probes (src/tegu/probe/bpf) need clang, and a wheel has them; in a source tree `./dev` compiles
+them.
 """
 
 from __future__ import annotations

@@ -155,16 +155,22 @@ class Supervisor:
     def check(self, spec: BoxSpec) -> None:
         """Raise UnsupportedError when this host cannot give what is asked for."""
         doctor.require(spec.kind)
+        spec = self._fitting(spec)
+        if spec.limits.memory is not None or spec.limits.cpus is not None:
+            self._check_limits(spec.limits)
+
+    def _fitting(self, spec: BoxSpec) -> BoxSpec:
+        """Return what of a box the host has to limit: a guest's own memory is its limit."""
         if spec.kind == "process":
             self._users.check(spec)
-        if spec.snapshot and spec.kind not in KINDS:
+        if spec.kind in KINDS:
+            return replace(spec, limits=replace(spec.limits, memory=None))
+        if spec.snapshot:
             raise UnsupportedError(f"a {spec.kind} cannot continue a snapshot")
-        if spec.limits.memory is not None or spec.limits.cpus is not None:
-            self._check_limits(spec.limits, machine=spec.kind in KINDS)
+        return spec
 
-    def _check_limits(self, limits: Limits, *, machine: bool) -> None:
-        memory = None if machine else limits.memory  # a guest's own memory is its limit
-        for controller, value in (("memory", memory), ("cpu", limits.cpus)):
+    def _check_limits(self, limits: Limits) -> None:
+        for controller, value in (("memory", limits.memory), ("cpu", limits.cpus)):
             if value is not None and not self.groups.provider(controller):
                 raise UnsupportedError(f"a limit on {controller}: {self.groups.why[controller]}")
 

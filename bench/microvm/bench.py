@@ -194,7 +194,7 @@ def _living(restored: Callable[[list[QemuVm]], Took]) -> float:
 
 
 def _judged(seen: dict[str, list[Took]], memory: float) -> tuple[list[dict[str, Any]], list[Bar]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, all_ in seen.items():
         wall = statistics.median(t.wall for t in all_)
         rows.append(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.emulator.conftest import need, qemu
 
 from tegu.emulator.arch import facts_for
-from tegu.emulator.binary import QemuBinary, find_qemu
+from tegu.emulator.binary import QemuBinary
 from tegu.emulator.guests import GUESTS
 from tegu.lab.options import QemuOptions
 from tegu.lab.registry import Registry
+
+__all__ = ["need", "qemu"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,27 +27,6 @@ def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def registry(tmp_path: Path) -> Registry:
     """An empty registry."""
     return Registry(tmp_path / "registry")
-
-
-@pytest.fixture
-def need() -> Callable[[str], str]:
-    """Return a function that skips the test, saying so, unless a program is installed."""
-
-    def check(program: str) -> str:
-        path = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
-        if path is None:
-            pytest.skip(f"{program} is not installed here")
-        return path
-
-    return check
-
-
-@pytest.fixture
-def qemu(need: Callable[[str], str]) -> QemuBinary:
-    """The emulator of this machine's own architecture."""
-    facts = facts_for(None)
-    need(facts.qemu)
-    return find_qemu(facts)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tegu.errors import SandboxError, UnsupportedError, UsageError
-from tegu.sandbox.state import appear, state_directory
+from tegu.sandbox.state import appear, need_room, state_directory
 from tegu.sandbox.vm import snapshots
 from tegu.sandbox.vm.channel import MAX_PAYLOAD, Frames, pack
 from tegu.sandbox.vm.driver import Machine
@@ -164,6 +164,12 @@ def test_what_appears_is_whole(tmp_path: Path) -> None:
         (fresh / "f").write_text("whole")
     assert (target / "f").read_text() == "whole"
     assert not left.exists()
+
+
+def test_what_would_not_fit_is_refused_before_it_is_begun(tmp_path: Path) -> None:
+    need_room(tmp_path, 1, "little")
+    with pytest.raises(SandboxError, match=r"much: .* has \d+ MiB free, and 1099511627776 may be"):
+        need_room(tmp_path, 2**60, "much")
 
 
 def test_the_state_is_where_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tegu.errors import SandboxError
 
-__all__ = ["appear", "locked", "make_state", "scratch_file", "state_directory"]
+__all__ = ["appear", "locked", "make_state", "need_room", "scratch_file", "state_directory"]
 
 
 def state_directory() -> Path:
@@ -91,6 +91,18 @@ def _sweep(directory: Path) -> None:
         finally:
             os.close(fd)
         shutil.rmtree(left, ignore_errors=True)
+
+
+def need_room(directory: Path, size: int, what: str) -> None:
+    """Raise SandboxError unless `size` bytes are free in `directory`: a machine whose memory is a
+    file there is killed (SIGBUS) when it runs out."""
+    about = os.statvfs(directory)
+    free = about.f_bavail * about.f_frsize
+    if free < size:
+        raise SandboxError(
+            f"{what}: {directory} has {free >> 20} MiB free, and {size >> 20} may be needed",
+            hint="`tegu sandbox snapshots` lists what `tegu sandbox forget` can remove",
+        )
 
 
 def scratch_file(directory: Path) -> int:

@@ -164,13 +164,18 @@ class Supervisor:
     def check(self, spec: BoxSpec) -> None:
         """Raise UnsupportedError when this host cannot give what is asked for."""
         doctor.require(spec.kind)
+        spec = self._fitting(spec)
+        self.check_limits(spec.limits.memory, spec.limits.cpus)
+
+    def _fitting(self, spec: BoxSpec) -> BoxSpec:
+        """Return what of a box the host has to limit: a guest's own memory is its limit."""
         if spec.kind == "process":
             self._users.check(spec)
-        if spec.snapshot and spec.kind not in KINDS:
+        if spec.kind in KINDS:
+            return replace(spec, limits=replace(spec.limits, memory=None))
+        if spec.snapshot:
             raise UnsupportedError(f"a {spec.kind} cannot continue a snapshot")
-        # A guest's own memory is its limit.
-        memory = None if spec.kind in KINDS else spec.limits.memory
-        self.check_limits(memory, spec.limits.cpus)
+        return spec
 
     def check_limits(self, memory: int | None, cpus: float | None) -> None:
         """Raise UnsupportedError when this host cannot limit bytes or processors as asked."""

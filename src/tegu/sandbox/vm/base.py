@@ -21,7 +21,7 @@ from tegu.files import write_atomic
 from tegu.process import CommandError, require, run
 from tegu.sandbox.native import find_guest
 from tegu.sandbox.spec import BoxSpec
-from tegu.sandbox.state import appear, locked, make_state
+from tegu.sandbox.state import appear, locked, make_state, need_room
 from tegu.sandbox.template import find_template
 from tegu.sandbox.vm import kernel, rootimage, snapshots
 from tegu.sandbox.vm.channel import Frames
@@ -35,6 +35,8 @@ DEFAULT_MEMORY = 256 * 2**20
 """Of a microVM without a limit of its own: a guest's memory is what it is made with."""
 MIN_MEMORY = 96 * 2**20
 _KEEP = 8
+_DISK_AT_MOST = 16 * 2**20
+"""Bytes that an empty file system takes."""
 _MIB = 2**20
 
 
@@ -90,6 +92,7 @@ def ensure_base(spec: BoxSpec, state: Path, note: Callable[[str], None] = lambda
 
 
 def _make(driver: Driver, machine: Machine, disk_size: int, directory: Path) -> None:
+    need_room(directory, machine.memory + _DISK_AT_MOST, "a microVM's memory")
     began = time.monotonic()
     disk = make_disk(directory / "disk", disk_size)
     try:

@@ -21,7 +21,7 @@ from tegu.errors import SandboxError, TeguError
 from tegu.linux import libc
 from tegu.sandbox import wireless
 from tegu.sandbox.spec import BoxSpec
-from tegu.sandbox.state import appear, scratch_file
+from tegu.sandbox.state import appear, need_room, scratch_file
 from tegu.sandbox.vm import snapshots
 from tegu.sandbox.vm.channel import CHUNK, WINDOW, Frames
 from tegu.sandbox.vm.driver import Machine, RunningVm
@@ -34,6 +34,7 @@ _MAX_FILE = 256 * 2**20
 _MAX_LISTING = 64 * 2**20
 _AT_ONCE = 4096  # PIPE_BUF: a pipe that poll(2) calls writable takes it whole
 _WAKE = 60.0
+_MARGIN = 4 * 2**20
 
 
 class _Run:
@@ -301,6 +302,8 @@ class _Host:
         target = self.state / "snapshots" / snapshots.check_name(name)
         if target.exists():
             raise SandboxError(f"there is a snapshot {name} already")
+        room = self.machine.memory + os.fstat(self.disk).st_blocks * 512 + _MARGIN
+        need_room(self.state, room, "memory and disk")
         self.frames.send("F", 0)
         self.answer("F", time.monotonic() + _WAKE)
         try:

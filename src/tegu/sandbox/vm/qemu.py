@@ -12,6 +12,7 @@ import mmap
 import os
 import platform
 import re
+import select
 import shutil
 import signal
 import socket
@@ -123,7 +124,21 @@ class QemuVm:
         text = os.pread(self._said, 4096, max(0, size - 4096)).decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         tail = f": {lines[-1].removeprefix('qemu-system-x86_64: ')}" if lines else ""
-        return SandboxError(f"the virtual machine: {what}{tail}")
+        return SandboxError(f"the virtual machine: {what}{self._fate()}{tail}")
+
+    def _fate(self) -> str:
+        """Return which signal ended QEMU, if one has."""
+        for _ in range(50):  # its sockets close before it can be waited for
+            with suppress(ChildProcessError):
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid:
+                    number = -os.waitstatus_to_exitcode(status)
+                    return f" by {signal.Signals(number).name}" if number > 0 else ""
+            if select.select([self._monitor], [], [], 0)[0]:
+                time.sleep(0.002)
+            else:
+                return ""
+        return ""
 
     def save(self, directory: Path) -> None:
         """Write the devices' state; memory is the shared file that the machine began with."""
@@ -174,7 +189,10 @@ class QemuVm:
 
     def saved(self, deadline: float) -> None:
         """Wait until all is written; the machine is stopped then."""
-        self._monitor.wait_migration(deadline)
+        try:
+            self._monitor.wait_migration(deadline)
+        except SandboxError as e:
+            raise self.failed(e.message) from e
 
     def pause(self) -> None:
         """Stop its processors."""

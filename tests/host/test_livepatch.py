@@ -179,6 +179,9 @@ def test_signatures(kernel: Kernel, patches: Livepatches, tmp_path: Path) -> Non
         kernel.error = number
         with pytest.raises(VerifyError, match=why):
             patches.load(str(signed))
+    kernel.error = errno.EPERM  # as under lockdown
+    with pytest.raises(VerifyError, match="that this kernel rejects"):
+        patches.load(str(signed))
     kernel.error = errno.EINVAL
     with pytest.raises(LivepatchError, match=r"the kernel refused s\.ko: Invalid argument"):
         patches.load(str(signed))

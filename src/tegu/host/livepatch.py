@@ -199,13 +199,19 @@ class Livepatches:
     def _refused(self, path: Path, error: OSError) -> Exception:
         """Say in a line why the kernel did not take a module (kernel/module/main.c)."""
         name = path.name
-        if error.errno in (errno.EKEYREJECTED, errno.EBADMSG, errno.ENOKEY):
+        lockdown = error.errno == errno.EPERM and self._signatures_wanted()
+        if lockdown or error.errno in (errno.EKEYREJECTED, errno.EBADMSG, errno.ENOKEY):
             why = {
                 errno.ENOKEY: "is signed with a key that this kernel does not know",
                 errno.EKEYREJECTED: "has a signature that this kernel rejects",
                 errno.EBADMSG: "has a signature that does not fit its content",
-            }[error.errno]
-            return VerifyError(f"{name} {why}")
+            }.get(error.errno or 0, "has a signature that this kernel rejects")
+            # Where signatures are enforced, unknown keys are answered like bad signatures.
+            return VerifyError(
+                f"{name} {why}",
+                hint="its key is not one that the kernel was built to trust, or the file was "
+                "changed after it was signed; the kernel's log (dmesg) says which",
+            )
         if error.errno == errno.ENOEXEC:
             return VerifyError(
                 f"{name} is not a module for this kernel",

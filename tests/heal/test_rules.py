@@ -37,9 +37,23 @@ def test_an_empty_look_has_no_finding(name: str) -> None:
 def test_throttled() -> None:
     stat = {"cpu_dot_max__quota": 10000, "cpu_dot_max__period": 100000}
     before = group("/a.service", **stat)
-    after = group("/a.service", **stat, cpu_dot_stat__nr_periods=100, cpu_dot_stat__nr_throttled=90)
+    after = group(
+        "/a.service",
+        **stat,
+        cpu_dot_stat__nr_periods=100,
+        cpu_dot_stat__nr_throttled=90,
+        cpu_dot_stat__throttled_usec=8_000_000,
+    )
     (one,) = found("cpu_throttle", look([before], [after]))
     assert one.culprit is not None and one.culprit.unit == "a.service"
+    short = group(
+        "/a.service",
+        **stat,
+        cpu_dot_stat__nr_periods=100,
+        cpu_dot_stat__nr_throttled=90,
+        cpu_dot_stat__throttled_usec=900_000,
+    )
+    assert not found("cpu_throttle", look([before], [short]))
     seldom = group("/a.service", **stat, cpu_dot_stat__nr_periods=100, cpu_dot_stat__nr_throttled=9)
     assert not found("cpu_throttle", look([before], [seldom]))
 

@@ -9,6 +9,8 @@ from tegu.heal.look import Look
 from tegu.heal.rule import Rule
 
 _SHARE = 0.5
+_WITHHELD = 0.2
+"""Seconds each second."""
 _FEWEST = 10  # periods
 
 
@@ -22,6 +24,8 @@ def check(look: Look) -> Iterator[Finding]:
         if share < _SHARE:
             continue
         withheld = look.grown(group, "cpu.stat/throttled_usec") / 1e6
+        if withheld < _WITHHELD * look.seconds:
+            continue  # often, but never for long
         cpus = quota / max(group.get("cpu.max/period"), 1)
         yield Finding(
             rule="cpu_throttle",
@@ -32,7 +36,7 @@ def check(look: Look) -> Iterator[Finding]:
             victims=(Subject.group(group.path),),
             evidence=(
                 Evidence("periods stopped", round(100 * share, 1), "%", 100 * _SHARE),
-                Evidence("withheld", round(withheld / look.seconds, 2), "s each second"),
+                Evidence("withheld", round(withheld / look.seconds, 2), "s each second", _WITHHELD),
                 Evidence("quota", cpus, "processors"),
                 Evidence(
                     "used",

@@ -46,7 +46,6 @@ def measure(cache: Path, scratch: Path) -> list[dict[str, Any]]:
             {
                 "file system": r["system"],
                 "io.max": r["limited"],
-                "memory controller": r["attributed"],
                 "share": r["batch"] / others,
                 "rate": others / r["seconds"] / r["limit"],
                 "fsyncs": r["syncs"],

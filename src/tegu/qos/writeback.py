@@ -15,7 +15,7 @@ from tegu.linux.cgroup2 import Hierarchy
 __all__ = ["TAKES_PART", "Gap", "find_gaps"]
 
 TAKES_PART = frozenset({"ext2", "ext4", "f2fs", "btrfs", "xfs"})
-"""File systems that set SB_I_CGROUPWB in Linux 6.12. Bare block devices do not."""
+"""File systems that set SB_I_CGROUPWB in Linux 6.12."""
 _NEVER_WRITTEN = frozenset({"squashfs", "erofs", "iso9660", "cramfs", "romfs"})
 
 
@@ -44,15 +44,10 @@ def find_gaps(
     if found:
         return found
     for group in groups:
-        missing = {"memory", "io"} - hierarchy.controllers(group)
-        if missing:
-            found.append(
-                Gap(
-                    group,
-                    f"it has no {' and no '.join(sorted(missing))} controller",
-                    "enable both above it (IOAccounting=yes, MemoryAccounting=yes)",
-                )
-            )
+        # Where io is enabled the kernel enables memory with it (io_cgrp_subsys.depends_on).
+        if "io" not in hierarchy.controllers(group):
+            remedy = "enable it above (IOAccounting=yes)"
+            found.append(Gap(group, "it has no io controller", remedy))
     return [*found, *_mounts(mountinfo.read_text().splitlines())]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tests.sandbox.conftest import Served, children, descendants, until
 
+from tegu.cli.front import main as front_door
 from tegu.errors import SandboxError, UsageError
 from tegu.sandbox.fn.client import Answer, Caller, FunctionError, invoke, logs, running
 from tegu.sandbox.fn.deployment import deploy, deployed, remove, rollback
@@ -627,6 +628,40 @@ def test_a_package_with_modules_and_data(bench: Bench, tmp_path: Path) -> None:
     spec = FunctionSpec("tree", handler="pkg.handlers:main", timeout=PATIENT)
     deploy(spec, source, path=bench.path, store=bench.store)
     assert bench.result(name="tree") == [7, "data", True]
+
+
+def test_the_front_door(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEGU_SANDBOX_SOCKET", str(bench.path))
+    monkeypatch.setenv("TEGU_STORE", str(bench.store.root))
+    source = bench.root / "door.py"
+
+    def tegu(*words: str) -> tuple[int, str]:
+        code = front_door(["fn", *words])
+        return code, capsys.readouterr().out
+
+    for n in (1, 2):
+        source.write_text(
+            "from tegu.sandbox.fn import function\n"
+            "@function(timeout=60)\n"
+            f"def door(e):\n    print('knock')\n    return [{n}, e]\n"
+        )
+        assert tegu("deploy", str(source), "--max-result", "1K")[0] == 0
+    assert tegu("invoke", "door", '{"a": 1}') == (0, '[2, {"a": 1}]\n')
+    code, out = tegu("invoke", "door", json.dumps("x" * 2000), "--json")
+    assert (code, json.loads(out)["outcome"]) == (20, "result_too_large")
+    assert tegu("invoke", "door", "{") == (2, "")
+    assert "knock" in tegu("logs", "door")[1]
+    (one,) = json.loads(tegu("ls", "--json")[1])
+    assert (one["name"], one["outcomes"]) == ("door", {"ok": 1, "result_too_large": 1})
+    assert len(tegu("ls", "door")[1].splitlines()) == 2
+    assert json.loads(tegu("rollback", "door", "--json")[1])["name"] == "door"
+    assert tegu("invoke", "door", "0") == (0, "[1, 0]\n")
+    assert tegu("rm", "door")[0] == 0
+    assert tegu("ls") == (0, "")
+    assert tegu("invoke", "door")[0] == 20
+    assert tegu("deploy", str(bench.root / "nothing.py"))[0] == 2
 
 
 def test_functions_that_are_not_there(bench: Bench) -> None:

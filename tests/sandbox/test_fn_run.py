@@ -428,6 +428,31 @@ def test_java_starts_from_an_archive_of_its_classes(bench: Bench, tmp_path: Path
         deploy(wrong, source, path=bench.path, store=bench.store)
 
 
+def test_an_invocation_cannot_undo_its_sandbox(bench: Bench) -> None:
+    bench.deploy(
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "def main(e):\n"
+        "    return {\n"
+        "        'mount': libc.mount(b'x', b'/tmp', b'tmpfs', 0, None),\n"
+        "        'unmount': libc.umount2(b'/proc', 2),\n"
+        "        'unshare mounts': libc.unshare(0x20000),\n"
+        "        'unshare network': libc.unshare(0x40000000),\n"
+        "        'unshare users': libc.unshare(0x10000000),\n"
+        "        'join': libc.setns(os.open('/proc/self/ns/net', 0), 0),\n"
+        "        'be root': libc.setresuid(0, 0, 0),\n"
+        "        'be its neighbour': libc.setresuid(2500, 2500, 2500),\n"
+        "        'ptrace': libc.ptrace(16, 1, 0, 0),\n"
+        "        'io_uring': libc.syscall(425, 8, 0),\n"
+        "        'bpf': libc.syscall(321, 0, 0, 0),\n"
+        "        'raw socket': libc.socket(17, 3, 0),\n"
+        "        'interpreter': libc.open(b'/proc/self/exe', 1),\n"
+        "        'device': libc.mknod(b'/tmp/sda', 0o060600, 0x800),\n"
+        "    }\n"
+    )
+    assert {name for name, done in bench.result().items() if done != -1} == set()
+
+
 def test_early_code_that_starts_threads_is_refused(bench: Bench) -> None:
     code = (
         "import threading, time\n"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tests.sandbox.conftest import Served, children, descendants, until
 
+from tegu.cli.front import main as front_door
 from tegu.errors import SandboxError, UsageError
 from tegu.sandbox.fn.client import Answer, Caller, FunctionError, invoke, logs, running
 from tegu.sandbox.fn.deployment import deploy, deployed, remove, rollback
@@ -427,6 +428,31 @@ def test_java_starts_from_an_archive_of_its_classes(bench: Bench, tmp_path: Path
         deploy(wrong, source, path=bench.path, store=bench.store)
 
 
+def test_an_invocation_cannot_undo_its_sandbox(bench: Bench) -> None:
+    bench.deploy(
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "def main(e):\n"
+        "    return {\n"
+        "        'mount': libc.mount(b'x', b'/tmp', b'tmpfs', 0, None),\n"
+        "        'unmount': libc.umount2(b'/proc', 2),\n"
+        "        'unshare mounts': libc.unshare(0x20000),\n"
+        "        'unshare network': libc.unshare(0x40000000),\n"
+        "        'unshare users': libc.unshare(0x10000000),\n"
+        "        'join': libc.setns(os.open('/proc/self/ns/net', 0), 0),\n"
+        "        'be root': libc.setresuid(0, 0, 0),\n"
+        "        'be its neighbour': libc.setresuid(2500, 2500, 2500),\n"
+        "        'ptrace': libc.ptrace(16, 1, 0, 0),\n"
+        "        'io_uring': libc.syscall(425, 8, 0),\n"
+        "        'bpf': libc.syscall(321, 0, 0, 0),\n"
+        "        'raw socket': libc.socket(17, 3, 0),\n"
+        "        'interpreter': libc.open(b'/proc/self/exe', 1),\n"
+        "        'device': libc.mknod(b'/tmp/sda', 0o060600, 0x800),\n"
+        "    }\n"
+    )
+    assert {name for name, done in bench.result().items() if done != -1} == set()
+
+
 def test_early_code_that_starts_threads_is_refused(bench: Bench) -> None:
     code = (
         "import threading, time\n"
@@ -627,6 +653,40 @@ def test_a_package_with_modules_and_data(bench: Bench, tmp_path: Path) -> None:
     spec = FunctionSpec("tree", handler="pkg.handlers:main", timeout=PATIENT)
     deploy(spec, source, path=bench.path, store=bench.store)
     assert bench.result(name="tree") == [7, "data", True]
+
+
+def test_the_front_door(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEGU_SANDBOX_SOCKET", str(bench.path))
+    monkeypatch.setenv("TEGU_STORE", str(bench.store.root))
+    source = bench.root / "door.py"
+
+    def tegu(*words: str) -> tuple[int, str]:
+        code = front_door(["fn", *words])
+        return code, capsys.readouterr().out
+
+    for n in (1, 2):
+        source.write_text(
+            "from tegu.sandbox.fn import function\n"
+            "@function(timeout=60)\n"
+            f"def door(e):\n    print('knock')\n    return [{n}, e]\n"
+        )
+        assert tegu("deploy", str(source), "--max-result", "1K")[0] == 0
+    assert tegu("invoke", "door", '{"a": 1}') == (0, '[2, {"a": 1}]\n')
+    code, out = tegu("invoke", "door", json.dumps("x" * 2000), "--json")
+    assert (code, json.loads(out)["outcome"]) == (20, "result_too_large")
+    assert tegu("invoke", "door", "{") == (2, "")
+    assert "knock" in tegu("logs", "door")[1]
+    (one,) = json.loads(tegu("ls", "--json")[1])
+    assert (one["name"], one["outcomes"]) == ("door", {"ok": 1, "result_too_large": 1})
+    assert len(tegu("ls", "door")[1].splitlines()) == 2
+    assert json.loads(tegu("rollback", "door", "--json")[1])["name"] == "door"
+    assert tegu("invoke", "door", "0") == (0, "[1, 0]\n")
+    assert tegu("rm", "door")[0] == 0
+    assert tegu("ls") == (0, "")
+    assert tegu("invoke", "door")[0] == 20
+    assert tegu("deploy", str(bench.root / "nothing.py"))[0] == 2
 
 
 def test_functions_that_are_not_there(bench: Bench) -> None:

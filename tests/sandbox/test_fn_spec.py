@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tegu.errors import SandboxError, UsageError
@@ -76,6 +76,7 @@ def test_a_spec_survives_being_written_down() -> None:
     assert again.to_json() == spec.to_json()
 
 
+@settings(max_examples=40)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists) | st.integers())
 def test_no_value_breaks_the_reader(value: Any) -> None:
     for field in FunctionSpec("f", handler="a:b").to_json():

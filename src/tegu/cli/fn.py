@@ -40,7 +40,10 @@ def deploy(
     memory: str = typer.Option(None, help="At most this much memory, as in 256M."),
     cpus: float = typer.Option(None, help="At most this many processors, as in 0.5."),
     pids: int = typer.Option(None, help="At most this many processes and threads (64)."),
+    files: int = typer.Option(None, help="At most this many open files of one process (256)."),
     disk: str = typer.Option(None, help="At most this much written (64M)."),
+    max_event: str = typer.Option(None, metavar="SIZE", help="The largest event (6M)."),
+    max_result: str = typer.Option(None, metavar="SIZE", help="The largest result (6M)."),
     timeout: float = typer.Option(None, metavar="S", help="Seconds for one invocation (30)."),
     concurrency: int = typer.Option(None, help="How many run at the same time (8)."),
     queue: int = typer.Option(None, help="How many wait; one more is refused (64)."),
@@ -70,7 +73,10 @@ def deploy(
         "memory": memory,
         "cpus": cpus,
         "pids": pids,
+        "files": files,
         "disk": disk,
+        "max_event": max_event,
+        "max_result": max_result,
         "timeout": timeout,
         "concurrency": concurrency,
         "queue": queue,
@@ -269,21 +275,31 @@ def rollback(
     version: Annotated[
         str | None, typer.Argument(metavar="[VERSION]", help="Default: the one before.")
     ] = None,
+    as_json: bool = _JSON,
 ) -> None:
     """Let an earlier version answer again."""
+    from tegu.cli.output import print_json
     from tegu.sandbox.fn.deployment import rollback as turn
 
     one = turn(name, version)
-    print(f"{one.name}\t{one.current[:12]}")
+    if as_json:
+        print_json(one.to_json())
+    else:
+        print(f"{one.name}\t{one.current[:12]}")
 
 
 @app.command(epilog="Example: tegu fn rm hello")
-def rm(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...")], as_json: bool = _JSON
+) -> None:
     """Remove functions; what runs of them is killed."""
+    from tegu.cli.output import print_json
     from tegu.sandbox.fn.deployment import remove
 
     for name in names:
         remove(name)
+    if as_json:
+        print_json({"removed": names})
 
 
 @app.command(epilog="Example: tegu fn serve --listen 127.0.0.1:8080 --token-file token")

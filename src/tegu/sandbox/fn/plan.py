@@ -25,6 +25,8 @@ def plan(
 ) -> list[FunctionSpec]:
     """Return what to deploy of `source`; `options` (fields of FunctionSpec, None is unsaid) win
     over those of decorators. Raises UsageError."""
+    if not source.exists():
+        raise UsageError(f"{source}: there is no such file or directory")
     said = {key: value for key, value in options.items() if value is not None}
     if said.get("runtime", "python") != "python":
         return [_spec({**said, "command": tuple(command)}, name or _plain(source.stem))]

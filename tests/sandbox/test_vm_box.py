@@ -171,10 +171,19 @@ IDENTITY = (
 )
 
 
+COUNTING = """
+i=0
+while :; do
+    i=$((i+1)); echo $i > /root/c; mv /root/c /root/count
+    sleep 0.1
+done
+"""
+
+
 def test_two_restores_are_two_machines(vms: Vms) -> None:
     with vms.box() as one:
         one.files.write("/root/f", b"kept")
-        counting = one.start("i=0; while :; do i=$((i+1)); echo $i > /root/count; sleep 0.1; done")
+        counting = one.start(COUNTING)
         assert until(lambda: bool(one.run("cat /root/count 2>/dev/null").text.strip()))
         one.snapshot("twins")
         assert one.files.read("/root/f") == b"kept"  # it goes on

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["HostParts", "build_tegu_deb", "host_files", "host_half", "host_parts", "release_time"]
 
-ROOMS = ("boot", "heal", "host", "linux", "oci", "probe", "qos", "sandbox", "store", "tune")
+ROOMS = (
+    *("boot", "emulator", "heal", "host", "linux", "oci", "probe", "qos", "sandbox", "store"),
+    "tune",
+)
 MODULES = (
     "__init__.py",
     "__main__.py",
@@ -40,6 +43,7 @@ MODULES = (
     "cli/__init__.py",
     "cli/agent.py",
     "cli/doctor.py",
+    "cli/fn.py",
     "cli/front.py",
     "cli/heal.py",
     "cli/host.py",
@@ -50,6 +54,7 @@ MODULES = (
     "cli/probe.py",
     "cli/qos.py",
     "cli/sandbox.py",
+    "cli/sandbox_saved.py",
     "cli/tune.py",
     "cli/upgrade.py",
 )

@@ -147,6 +147,9 @@ def prepare(
     for program in (*(_find(name, folders) for name in programs), PYTHON):
         for path, data in _with_libraries(program, libraries):
             files[path] = (data, 0o755)
+    # What the C library loads by itself when a thread ends.
+    asked = run([require("gcc", package="gcc"), "-print-file-name=libgcc_s.so.1"]).stdout.strip()
+    files["lib/x86_64-linux-gnu/libgcc_s.so.1"] = (Path(asked).read_bytes(), 0o755)
     for path, data in _standard_library(libraries):
         files[path] = (data, 0o755)  # the loader is among them
     return Lab(image.kernel, files, [m.name for m in closure])

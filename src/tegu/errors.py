@@ -157,16 +157,16 @@ class UpgradeError(TeguError):
 class SettingError(TeguError):
     """A value of the kernel or of systemd cannot be read, written, noted or restored."""
 
-    exit_code = 30
+    exit_code = 33
 
 
 class QosError(SettingError):
     """A policy cannot be applied, held or undone on this machine as it is now."""
 
-    exit_code = 31
+    exit_code = 34
 
 
 class TuneError(SettingError):
     """A profile of settings cannot be applied, proved or undone."""
 
-    exit_code = 32
+    exit_code = 35

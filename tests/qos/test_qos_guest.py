@@ -136,7 +136,7 @@ def test_the_service(guest: QemuMachine) -> None:
     assert 'state="safe"' in do(guest, f'python3 -c "{metrics}"').stdout
     assert tegu(guest, "top")["state"] == "safe"
     refused = guest.run("tegu qos undo", root=True, timeout=60)
-    assert refused.exit_code == 30 and "another tegu is at work" in refused.stderr
+    assert refused.exit_code == 33 and "another tegu is at work" in refused.stderr
     do(
         guest,
         "systemctl kill -s KILL keeper; while systemctl -q is-active keeper; do sleep 1; done",

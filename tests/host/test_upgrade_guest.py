@@ -192,14 +192,15 @@ def test_forwards_back_and_cut(shared_store: Store, tmp_path: Path, monkeypatch)
                 machine.wait_for_exit(BOOT)
             said += machine.console().replace("\r", "")
     lines = [line.removeprefix("@@ ") for line in said.splitlines() if line.startswith("@@ boot")]
+    # The bad one is started again at once: whether it gets to say a word is chance.
+    lines = [line for line in lines if not line.startswith("boot 26.12 failed")]
     print("\n".join(lines))
     shown = "\n".join(lines)
     # N; the bad N+1 is tried and gone back from by itself; then cuts, then the good one.
     assert lines[0] == "boot 26.11  data= half=0 26.11 26.11  extra=26.11 0 end", shown
-    assert lines[1].startswith("boot 26.12 failed data=v12 half=0 26.12 26.12"), shown
     back = "boot 26.11 rolled-back data=v12 half=0 26.11 26.11  extra=26.11 0 end"
-    assert lines[2] == back, shown
-    for line in lines[3:]:
+    assert lines[1] == back, shown
+    for line in lines[2:]:
         # After each cut the machine is one or the other, whole; what was written is there.
         whole = [
             f"boot 26.{n} {s} data=v13 half=0 26.{n} 26.{n}  extra=26.{n} 0 end"
@@ -207,4 +208,4 @@ def test_forwards_back_and_cut(shared_store: Store, tmp_path: Path, monkeypatch)
         ]
         assert line in whole, shown
     assert lines[-1].startswith("boot 26.13 done"), shown
-    assert "rolled back" in said.partition("@@ finished")[0]
+    assert "the unit tegu-extra.service has failed" in said

@@ -82,3 +82,11 @@ def test_no_fragments_for_an_architecture(tmp_path: Path) -> None:
 def test_absent(tmp_path: Path) -> None:
     with pytest.raises(DefinitionError, match="cannot read"):
         load_recipe(tmp_path / "kernel.toml")
+
+
+def test_a_relative_recipe_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path)
+    monkeypatch.chdir(path.parent)
+    assert load_recipe(Path(path.name)).path == path

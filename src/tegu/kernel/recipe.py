@@ -116,7 +116,8 @@ def load_recipe(path: Path | None = None, *, architecture: Architecture = "x86-6
     Raises DefinitionError for what is wrong, UnsupportedError for an architecture that it has no
     fragments for.
     """
-    path = path or default_recipe()
+    # Programs that run in the tree are given its files by name.
+    path = (path or default_recipe()).absolute()
     raw = _read(path)
     for table, keys in _KEYS.items():
         for key in sorted(keys):

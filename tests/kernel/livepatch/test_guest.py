@@ -257,31 +257,6 @@ def signed(module: bytes, directory: Path) -> bytes:
     return module + signature + tail + b"~Module signature appended~\n"
 
 
-def test_signatures_are_enforced(guest: KernelMachine, built: Livepatch, tmp_path: Path) -> None:
-    """Nothing unsigned, and nothing signed by a stranger, gets in where signatures are demanded."""
-    guest.copy_in(built.module, "/tmp/livepatch_answers.ko")
-    foreign = tmp_path / "livepatch_foreign.ko"
-    foreign.write_bytes(signed(built.module.read_bytes(), tmp_path))
-    guest.copy_in(foreign, "/tmp/livepatch_foreign.ko")
-    # It can be switched on while the machine runs, and not off again (kernel/module/signing.c).
-    as_root(guest, f"echo 1 > {SIG_ENFORCE}")
-    said = refused(guest, "tegu kernel livepatch load /tmp/livepatch_answers.ko", 7)
-    assert "is not signed, and this kernel loads only signed modules" in said
-    assert "--sign-key" in said
-    said = refused(guest, "tegu kernel livepatch load /tmp/livepatch_foreign.ko", 7)
-    assert "has a signature that this kernel rejects" in said
-    log = as_root(guest, "dmesg")
-    assert "Loading of module with unavailable key is rejected" in log
-    # The kernel itself says so, not only the program.
-    for name in ("answers", "foreign"):
-        done = guest.run(f"insmod /tmp/livepatch_{name}.ko", root=True, timeout=300)
-        assert done.exit_code != 0
-        assert re.search(r"Key was rejected|Required key not available", done.stderr), done.stderr
-    now = status(guest)
-    assert now["loaded"] == []
-    assert now["at_boot"] is None
-
-
 def test_it_survives_a_restart(guest: KernelMachine, built: Livepatch) -> None:
     as_root(guest, "tegu kernel livepatch enable answers")
     # It has done what it does for a new machine, and takes half of an emulated boot.
@@ -324,3 +299,31 @@ def test_a_crash_is_not_repeated(guest: KernelMachine, built: Livepatch) -> None
     assert now["blocked"] is None
     as_root(guest, f"dpkg -r livepatch-{built.release}-answers")
     assert status(guest)["loaded"] == []
+
+
+def test_signatures_are_enforced(guest: KernelMachine, built: Livepatch, tmp_path: Path) -> None:
+    """Nothing unsigned, and nothing signed by a stranger, gets in where signatures are demanded.
+
+    Last, as the machine cannot go back, and nothing loaded may be left from before.
+    """
+    guest.copy_in(built.module, "/tmp/livepatch_answers.ko")
+    foreign = tmp_path / "livepatch_foreign.ko"
+    foreign.write_bytes(signed(built.module.read_bytes(), tmp_path))
+    guest.copy_in(foreign, "/tmp/livepatch_foreign.ko")
+    # It can be switched on while the machine runs, and not off again (kernel/module/signing.c).
+    as_root(guest, f"echo 1 > {SIG_ENFORCE}")
+    said = refused(guest, "tegu kernel livepatch load /tmp/livepatch_answers.ko", 7)
+    assert "is not signed, and this kernel loads only signed modules" in said
+    assert "--sign-key" in said
+    said = refused(guest, "tegu kernel livepatch load /tmp/livepatch_foreign.ko", 7)
+    assert "has a signature that this kernel rejects" in said
+    log = as_root(guest, "dmesg")
+    assert "Loading of module with unavailable key is rejected" in log
+    # The kernel itself says so, not only the program.
+    for name in ("answers", "foreign"):
+        done = guest.run(f"insmod /tmp/livepatch_{name}.ko", root=True, timeout=300)
+        assert done.exit_code != 0
+        assert re.search(r"Key was rejected|Required key not available", done.stderr), done.stderr
+    now = status(guest)
+    assert now["loaded"] == []
+    assert now["at_boot"] is None

@@ -47,7 +47,9 @@ vda = "none"
 """
 SHOW = (
     "cd /sys/fs/cgroup; for f in {files}; do echo \"$f $(tr '\\n' ' ' <$f)\"; done;"
-    " cat /sys/block/vda/queue/scheduler; cat /sys/block/vda/queue/iosched/* 2>/dev/null;"
+    # Which one is chosen: what else there is grows when a module is loaded.
+    r" grep -o '\[.*\]' /sys/block/vda/queue/scheduler;"
+    " cat /sys/block/vda/queue/iosched/* 2>/dev/null;"
     " ls /run/systemd/system.control /run/systemd/system.control/* 2>/dev/null"
 )
 UNIT_FILES = " ".join(

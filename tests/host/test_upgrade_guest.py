@@ -154,6 +154,8 @@ def repositories(place: Path, store: Store) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_forwards_back_and_cut(shared_store: Store, tmp_path: Path, monkeypatch) -> None:
+    if not os.environ.get("TEGU_TEST_UPGRADE"):
+        pytest.skip("it boots emulated machines five times, which takes long: TEGU_TEST_UPGRADE=1")
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     place = repositories(tmp_path / "made", shared_store)

@@ -49,10 +49,11 @@ class Keys:
         return done.stdout
 
     def make(self, name: str, *, when: str = "", expires: str = "never") -> Path:
-        """Make a key; `when` is its time (YYYYMMDDTHHMMSS), `expires` as for gpg."""
+        """Make a key, once; `when` is its time (YYYYMMDDTHHMMSS), `expires` as for gpg."""
+        if (keyring := self.home / f"{name}.gpg").exists():
+            return keyring
         identity = f"{name} <{name}@tegu.invalid>"
         self.gpg("--quick-generate-key", identity, "ed25519", "sign", expires, when=when)
-        keyring = self.home / f"{name}.gpg"
         keyring.write_bytes(self.gpg("--export", f"<{name}@tegu.invalid>"))
         return keyring
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -40,9 +41,9 @@ class Groups:
         self.names = CgroupNames(controller)
         assert self.names.root is not None
         # Not tegu-...: a supervisor of sandboxes sweeps those away.
-        self.base = self.names.root / f"probe-test-{os.getpid()}"
+        # A number of a process comes again, and a run that was killed leaves its groups.
+        self.base = Path(tempfile.mkdtemp(prefix="probe-test-", dir=self.names.root))
         self.children: list[subprocess.Popen[bytes]] = []
-        self.base.mkdir()
 
     def make(self, name: str) -> str:
         """Make a group below our own and return its path as the probes say it."""

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import marshal
 import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
 
 from tegu.errors import SandboxError
 from tegu.linux.cgroups import Groups
 from tegu.sandbox.devices import new_devices
 from tegu.sandbox.policy import CAPABILITIES, box_filter
+from tegu.sandbox.spawned import Spawned, bare_python, start_python
 from tegu.sandbox.template import Template
-from tegu.sandbox.wireless import receive, tell
+from tegu.sandbox.wireless import tell
 
 __all__ = ["FIRST_ID", "IDS", "MAX_TEMPLATES", "SPARE_NETWORKS", "Expecting", "Zygote", "hand_over"]
 
@@ -44,7 +40,7 @@ class Expecting(Protocol):
         """There will be no process."""
 
 
-class Zygote:
+class Zygote(Spawned):
     """One template's zygote. `slot` numbers it, for its ids on the host."""
 
     def __init__(
@@ -56,7 +52,9 @@ class Zygote:
         groups: Groups,
         launcher: int | None = None,
     ) -> None:
+        super().__init__()
         self.template = template
+        self.where = f"template {template.name}: "
         self.runs_as = ""
         """"compiled" when the zygote became the launcher, else "python"."""
         self.identity = template.identity()
@@ -66,63 +64,23 @@ class Zygote:
         self._first_id = FIRST_ID + slot * IDS if privileged else 0
         self._privileged = privileged
         self._groups = groups
-        self._pid = 0
-        self._link: socket.socket | None = None
         self._expected: dict[str, Expecting] = {}
-        self._answer: asyncio.Future[list[str]] | None = None
 
     @property
     def user(self) -> int | None:
         """The user that the zygote is on the host, when it is not ours."""
         return self._first_id if self._privileged else None
 
-    @property
-    def alive(self) -> bool:
-        """Whether boxes can be asked for."""
-        return self._link is not None
-
     async def start(self) -> None:
         """Start the process and wait until it is ready. Raises SandboxError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self._pid = _spawn(theirs)
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        self._link = ours
-        asyncio.get_running_loop().add_reader(ours, self._heard)
-        try:
-            async with asyncio.timeout(_DEADLINE):
-                await self._expect("mapme")
-                self._send_plan()
-                self.runs_as = (await self._expect("ready"))[1]
-        except TimeoutError as e:
-            self.stop()
-            raise SandboxError(f"template {self.template.name}: its zygote does not answer") from e
-        except OSError as e:
-            self.stop()
-            raise SandboxError(
-                f"template {self.template.name}: {e.filename or 'zygote'}: {e.strerror}"
-            ) from e
-        except BaseException:
-            self.stop()
-            raise
-
-    async def _expect(self, word: str) -> list[str]:
-        self._answer = asyncio.get_running_loop().create_future()
-        answer = await self._answer
-        self._answer = None
-        if answer[0] != word:
-            reason = answer[1] if len(answer) > 1 else "its zygote ended"
-            raise SandboxError(f"template {self.template.name}: {reason}")
-        return answer
+        command = bare_python("tegu.sandbox.zygote")
+        self._begin(lambda link: start_python(command, link))
+        self.runs_as = (
+            await self._hatch(self._send_plan, _DEADLINE, "its zygote does not answer")
+        )[1]
 
     def _send_plan(self) -> None:
-        first = self._first_id
-        # In two ranges: a user's own id and subordinate ids are two, and a range may not span them.
-        for name in ("uid_map", "gid_map"):
-            map_file = Path(f"/proc/{self._pid}/{name}")
-            map_file.write_text(f"0 {first} 1\n1 {first + 1} {IDS - 1}")
+        self._map_ids(self._first_id, IDS)
         if self._privileged:
             self._groups.allow_clones()
         self._groups.join(self._pid, "zygotes")
@@ -156,27 +114,13 @@ class Zygote:
             for fd in fds:
                 os.close(fd)
 
-    def _heard(self) -> None:
-        assert self._link is not None
-        while self._link is not None:
-            try:
-                data, fds = receive(self._link)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, fds = b"", []
-            if not data:
-                self.stop()
-                return
-            self._take(data.decode(errors="replace").split("\0"), fds)
-
-    def _take(self, fields: list[str], fds: list[int]) -> None:
-        if fields[0] == "born":
-            self._expected.pop(fields[1]).born(int(fields[2]), fds[0], fields[3])
-        elif fields[0] == "failed":
-            self._expected.pop(fields[1]).stillborn(fields[2])
-        elif self._answer is not None and not self._answer.done():
-            self._answer.set_result(fields)
+    def _take(self, words: list[str], fds: list[int]) -> None:
+        if words[0] == "born":
+            self._expected.pop(words[1]).born(int(words[2]), fds[0], words[3])
+        elif words[0] == "failed":
+            self._expected.pop(words[1]).stillborn(words[2])
+        else:
+            self._settle(words)
 
     def ask(self, name: str, order: Sequence[str], fds: list[int], who: Expecting) -> None:
         """Ask for a box; `who` hears of it. Raises SandboxError when the zygote is gone."""
@@ -192,18 +136,7 @@ class Zygote:
 
     def stop(self) -> None:
         """Let the zygote go; boxes that it made live on."""
-        if self._link is not None:
-            asyncio.get_running_loop().remove_reader(self._link)
-            self._link.close()
-            self._link = None
-        if self._pid:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
-            self._pid = 0
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(["gone"])
+        super().stop()
         waiting, self._expected = self._expected, {}
         for who in waiting.values():
             who.stillborn("the template's zygote has ended")
@@ -218,21 +151,3 @@ def hand_over(link: socket.socket, plan: bytes, fds: list[int]) -> None:
         socket.send_fds(link, [b"plan"], [file, *fds])
     finally:
         os.close(file)
-
-
-def _spawn(link: socket.socket) -> int:
-    source = str(Path(__file__).parents[2])
-    program = (
-        f"import sys; sys.path.insert(0, {source!r}); from tegu.sandbox.zygote import main; main(3)"
-    )
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-I", "-S", "-c", program],
-        {"PATH": os.defpath},
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-            (os.POSIX_SPAWN_DUP2, 0, 1),
-            (os.POSIX_SPAWN_DUP2, link.fileno(), 3),
-        ],
-        setsid=True,
-    )

@@ -6,12 +6,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
-from pathlib import Path
 
 from tegu.errors import SandboxError, UnsupportedError, UsageError
 from tegu.sandbox.bare import FIRST_ID, IDS, kill_user, processes_of
 from tegu.sandbox.box import Box
+from tegu.sandbox.spawned import bare_python, start_python
 from tegu.sandbox.spec import BoxSpec
 
 __all__ = ["Users"]
@@ -52,23 +51,9 @@ class Users:
         else:
             raise SandboxError("every user id for boxes of the class process is taken")
         user = self._taken[box.name] = FIRST_ID + self._last
-        source = str(Path(__file__).parents[2])
-        program = (
-            f"import sys; sys.path.insert(0, {source!r}); "
-            "from tegu.sandbox.bare import main; main(3, sys.argv[1:])"
-        )
+        command = bare_python("tegu.sandbox.bare", "main(3, sys.argv[1:])")
         words = [json.dumps(box.spec.to_json()), str(user)]
-        pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-I", "-S", "-c", program, *words],
-            {"PATH": os.defpath},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-                (os.POSIX_SPAWN_DUP2, 0, 1),
-                (os.POSIX_SPAWN_DUP2, box.other_end.fileno(), 3),
-            ],
-            setsid=True,
-        )
+        pid = start_python([*command, *words], box.other_end)
         box.born(pid, os.pidfd_open(pid), "")
 
     def ended(self, box: Box) -> None:

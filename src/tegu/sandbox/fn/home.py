@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import marshal
 import os
-import signal
-import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -22,9 +19,10 @@ from tegu.sandbox.fn.policy import ZYGOTE_CAPABILITIES, invocation_filter, zygot
 from tegu.sandbox.fn.spec import FunctionSpec
 from tegu.sandbox.fn.zygote import CODE, LIBRARY
 from tegu.sandbox.nursery import FIRST_ID, IDS, hand_over
+from tegu.sandbox.spawned import Spawned, bare_python, start_python
 from tegu.sandbox.spec import BASE_ENVIRONMENT
 from tegu.sandbox.template import Template, find_template
-from tegu.sandbox.wireless import receive, tell
+from tegu.sandbox.wireless import tell
 
 __all__ = ["Child", "Home"]
 
@@ -46,7 +44,7 @@ class Child(Protocol):
         """It has ended; `status` as wait(2) has it, CPU time in seconds, `max_rss` in bytes."""
 
 
-class Home:
+class Home(Spawned):
     """The zygote of one version of a function. `lost` is called when it ends by itself."""
 
     def __init__(
@@ -61,6 +59,7 @@ class Home:
         heard: Callable[[bytes], None],
         lost: Callable[[], None],
     ) -> None:
+        super().__init__()
         self.spec = spec
         self.python = ""
         """The version of the template's Python."""
@@ -72,16 +71,8 @@ class Home:
         self._said = heard
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._pid = 0
-        self._link: socket.socket | None = None
         self._log = -1
-        self._answer: asyncio.Future[list[str]] | None = None
         self._children: dict[str, Child] = {}
-
-    @property
-    def alive(self) -> bool:
-        """Whether forks can be asked for."""
-        return self._link is not None
 
     @property
     def pid(self) -> int:
@@ -90,47 +81,19 @@ class Home:
 
     async def start(self, imports: list[str]) -> None:
         """Start it and wait until its imports are loaded; raises SandboxError that says why not."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._log, written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(written, True)
+        command = bare_python("tegu.sandbox.fn.zygote")
         try:
-            self._pid = _spawn(theirs, written)
+            self._begin(lambda link: start_python(command, link, log=written))
         finally:
-            theirs.close()
             os.close(written)
-        ours.setblocking(False)
-        self._link = ours
-        self._loop.add_reader(ours, self._heard)
         self._loop.add_reader(self._log, self._logged)
-        try:
-            async with asyncio.timeout(_DEADLINE):
-                await self._expect("mapme")
-                self._send_plan(imports)
-                self.python = (await self._expect("ready"))[1]
-        except TimeoutError as e:
-            self.stop()
-            raise SandboxError(f"its imports took longer than {_DEADLINE:g} s") from e
-        except OSError as e:
-            self.stop()
-            raise SandboxError(f"{e.filename or 'zygote'}: {e.strerror}") from e
-        except BaseException:
-            self.stop()
-            raise
-
-    async def _expect(self, word: str) -> list[str]:
-        self._answer = self._loop.create_future()
-        answer = await self._answer
-        self._answer = None
-        if answer[0] != word or len(answer) < (2 if word == "ready" else 1):
-            raise SandboxError(answer[1] if len(answer) > 1 else "its zygote ended")
-        return answer
+        late = f"its imports took longer than {_DEADLINE:g} s"
+        self.python = (await self._hatch(lambda: self._send_plan(imports), _DEADLINE, late))[1]
 
     def _send_plan(self, imports: list[str]) -> None:
-        first = self._first_id
-        # In two ranges: a user's own id and subordinate ids are two, and a range may not span them.
-        for name in ("uid_map", "gid_map"):
-            map_file = Path(f"/proc/{self._pid}/{name}")
-            map_file.write_text(f"0 {first} 1\n1 {first + 1} {IDS - 1}")
+        self._map_ids(self._first_id, IDS)
         template = find_template(self.spec.template)
         users = os.open(f"/proc/{self._pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -195,28 +158,18 @@ class Home:
             "world": world,
         }
 
-    def _heard(self) -> None:
-        while self._link is not None:
-            try:
-                data, fds = receive(self._link)
-            except BlockingIOError:
-                return
-            except OSError:
-                data, fds = b"", []
-            if not data:
-                self._end()
-                return
-            kept = False
-            try:
-                kept = self._take(data.decode(errors="replace").split("\0"), fds)
-            except (IndexError, ValueError, OverflowError):
-                self._end()  # it talks nonsense: the author's code may run in there
-            finally:
-                if not kept:
-                    for fd in fds:
-                        os.close(fd)
+    def _take(self, words: list[str], fds: list[int]) -> None:
+        kept = False
+        try:
+            kept = self._hear(words, fds)
+        except (IndexError, ValueError, OverflowError):
+            self._gone()  # it talks nonsense: the author's code may run in there
+        finally:
+            if not kept:
+                for fd in fds:
+                    os.close(fd)
 
-    def _take(self, words: list[str], fds: list[int]) -> bool:
+    def _hear(self, words: list[str], fds: list[int]) -> bool:
         """Hear what it says of its own forks; returns whether the descriptor was taken over."""
         if words[0] == "born":
             child = self._children.get(words[1])
@@ -232,8 +185,8 @@ class Home:
             if child is not None:
                 status, user, system, rss = words[2:6]
                 child.ended(int(status) & 0xFFFF, float(user), float(system), int(rss) * 1024)
-        elif self._answer is not None and not self._answer.done():
-            self._answer.set_result(words)
+        else:
+            self._settle(words)
         return False
 
     def _logged(self) -> None:
@@ -257,7 +210,7 @@ class Home:
             del self._children[number]
             raise SandboxError(f"too many are being started: {e.strerror}") from e
 
-    def _end(self) -> None:
+    def _gone(self) -> None:
         lost = self._answer is None
         self.stop()
         if lost:
@@ -265,17 +218,8 @@ class Home:
 
     def stop(self) -> None:
         """Kill it, with all its forks."""
-        if self._link is not None:
-            self._loop.remove_reader(self._link)
-            self._link.close()
-            self._link = None
-        if self._pid:
-            # What holds it waits for it only: with it the pid namespace goes.
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
-            self._pid = 0
+        # What holds it waits for it only: with it the pid namespace goes.
+        super().stop()
         if self._log >= 0:
             self._loop.remove_reader(self._log)
             with suppress(OSError):
@@ -283,8 +227,6 @@ class Home:
                     self._said(data)
             os.close(self._log)
             self._log = -1
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(["gone"])
         waiting, self._children = self._children, {}
         for child in waiting.values():
             child.stillborn("its zygote has ended")
@@ -298,23 +240,3 @@ def _invocation_filter() -> bytes:
 @cache
 def _zygote_filter() -> bytes:
     return zygote_filter()
-
-
-def _spawn(link: socket.socket, log: int) -> int:
-    source = str(Path(tegu.__file__).parents[1])
-    program = (
-        f"import sys; sys.path.insert(0, {source!r}); "
-        "from tegu.sandbox.fn.zygote import main; main(3)"
-    )
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-I", "-S", "-c", program],
-        {"PATH": os.defpath},
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-            (os.POSIX_SPAWN_DUP2, log, 1),
-            (os.POSIX_SPAWN_DUP2, log, 2),
-            (os.POSIX_SPAWN_DUP2, link.fileno(), 3),
-        ],
-        setsid=True,
-    )

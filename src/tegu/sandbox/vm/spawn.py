@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import socket
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 from tegu.errors import SandboxError
 from tegu.sandbox import wireless
 from tegu.sandbox.box import Box
+from tegu.sandbox.spawned import Spawned, bare_python, start_python
 from tegu.sandbox.spec import BoxSpec
 from tegu.sandbox.vm import snapshots
 from tegu.sandbox.wire import to_error
@@ -24,11 +22,6 @@ __all__ = ["KINDS", "OVERHEAD", "Machines"]
 KINDS = ("microvm", "microvm-tcg")
 OVERHEAD = 96 * 2**20
 """Bytes that QEMU may take beside the guest's memory, where a control group counts them."""
-
-
-def _program(module: str, call: str) -> str:
-    source = str(Path(__file__).parents[3])
-    return f"import sys; sys.path.insert(0, {source!r}); from {module} import main; {call}"
 
 
 def _identity(template: str) -> object:
@@ -79,8 +72,7 @@ class Machines:
 
     async def _make(self, spec: BoxSpec) -> Path:
         words = [
-            *(sys.executable, "-I", "-S", "-c"),
-            _program("tegu.sandbox.vm.base", "main(sys.argv[1:])"),
+            *bare_python("tegu.sandbox.vm.base", "main(sys.argv[1:])"),
             *(json.dumps(spec.to_json()), str(self.state)),
         ]
         process = await asyncio.create_subprocess_exec(
@@ -155,39 +147,18 @@ class Machines:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-class _Zygote:
+class _Zygote(Spawned):
     """The process that microVMs' processes are clones of (tegu.sandbox.vm.zygote)."""
 
     def __init__(self) -> None:
-        self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__()
         self._waiting: dict[str, Box] = {}
-        try:
-            self.pid = os.posix_spawn(
-                sys.executable,
-                [
-                    *(sys.executable, "-I", "-S", "-c"),
-                    _program("tegu.sandbox.vm.zygote", "main(3)"),
-                ],
-                dict(os.environ),
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
-                    (os.POSIX_SPAWN_DUP2, 0, 1),
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
-                ],
-                setsid=True,
-            )
-        finally:
-            theirs.close()
-        self._link.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._link, self._heard)
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._link.fileno() >= 0
+        command = bare_python("tegu.sandbox.vm.zygote")
+        self._begin(lambda link: start_python(command, link, environment=os.environ))
 
     def ask(self, box: Box, arguments: list[str]) -> None:
         """Ask for a box's process. Raises SandboxError."""
+        assert self._link is not None
         self._waiting[box.name] = box
         try:
             fds = [box.other_end.fileno()]
@@ -196,30 +167,16 @@ class _Zygote:
             del self._waiting[box.name]
             raise SandboxError(f"too many boxes are being started: {e.strerror}") from e
 
-    def _heard(self) -> None:
-        try:
-            data, fds = wireless.receive(self._link)
-        except BlockingIOError:
-            return
-        except OSError:
-            data, fds = b"", []
-        if not data:
-            self._ended()
-            return
-        words = wireless.split(data)
+    def _take(self, words: list[str], fds: list[int]) -> None:
         box = self._waiting.pop(words[1])
         if words[0] == "born":
             box.born(int(words[2]), fds[0], "")
         else:
             box.stillborn(words[2])
 
-    def _ended(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._link)
-        self._link.close()
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+    def stop(self) -> None:
+        """Let it go; microVMs whose processes it made live on."""
+        super().stop()
         waiting, self._waiting = self._waiting, {}
         for box in waiting.values():
             box.stillborn("the process that starts microVMs has ended")

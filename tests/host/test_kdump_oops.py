@@ -97,6 +97,14 @@ def test_a_module_that_faults() -> None:
     assert crash.hardware == "QEMU Standard PC (Q35 + ICH9, 2009), BIOS 1.16.2"
 
 
+def test_an_exception_before_there_were_oopses_in_its_line() -> None:
+    crash = read_log(
+        "[    8.1] int3: 0000 [#1] PREEMPT SMP NOPTI\n[    8.1] RIP: 0010:netif_rx+0x42/0x120\n"
+        "[    8.2] Kernel panic - not syncing: Fatal exception in interrupt\n"
+    )
+    assert (crash.cause, crash.where) == ("int3: 0000 [#1] PREEMPT SMP NOPTI", "netif_rx+0x42")
+
+
 @pytest.mark.parametrize("text", [SYSRQ, CALLERS])
 def test_sysrq(text: str) -> None:
     crash = read_log(text)

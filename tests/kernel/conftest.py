@@ -39,7 +39,6 @@ def guest(
         append=APPEND,
         memory=1 << 30,
         cpus=2,
-        one_thread=True,  # live patches and probes change code that runs
         seed=Seed(hostname="kernel"),
     )
     with KernelMachine(options, files.modules) as machine:

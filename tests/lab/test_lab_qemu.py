@@ -164,6 +164,15 @@ def test_a_panic_is_noticed_at_once(talker: QemuOptions, registry: Registry) -> 
             f.write("[    0.000000] Linux version 6.12.107-tegu\r\n")
         with pytest.raises(MachineError, match="did not answer on SSH"):
             machine.wait_for_ssh(0)
+        with machine.record.console_log.open("a") as f:
+            f.write(
+                "[    8.1] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\r\n"
+                "[    8.1] RIP: 0010:netif_rx_internal+0x42/0x120\r\n"
+                "[    8.2] Kernel panic - not syncing: Fatal exception in interrupt\r\n"
+                "[    8.3] ---[ end Kernel panic - not syncing: Fatal exception in interrupt ]---"
+            )
+        with pytest.raises(MachineError, match=r"in interrupt \(Oops: int3.* in netif_rx_int"):
+            machine.wait_for_ssh(3600)
 
 
 def test_a_port_that_is_taken(

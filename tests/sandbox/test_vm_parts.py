@@ -184,11 +184,13 @@ def monitor(*answers: bytes) -> Monitor:
     ours, theirs = socket.socketpair()
 
     def serve() -> None:
-        for answer in answers:
-            theirs.sendall(answer)
-            if answer is answers[-1] or not theirs.recv(65536):
-                break
-        theirs.close()
+        with theirs:
+            for answer in answers:
+                theirs.sendall(answer)
+                if answer is answers[-1]:
+                    # It listens on: who asks one that is gone learns no more than that.
+                    theirs.shutdown(socket.SHUT_WR)
+                theirs.recv(65536)
 
     threading.Thread(target=serve, daemon=True).start()
     return Monitor(ours)

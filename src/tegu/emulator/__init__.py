@@ -6,7 +6,13 @@ by a real start and remembers the answer; `Child` is a long-lived process of our
 
 from __future__ import annotations
 
-from tegu.emulator.arch import MACHINES, MachineFacts, facts_for, host_architecture
+from tegu.emulator.arch import (
+    MACHINES,
+    MachineFacts,
+    facts_for,
+    host_architecture,
+    tcg_threads,
+)
 from tegu.emulator.binary import QemuBinary, find_qemu
 from tegu.emulator.kvm import Kvm, check_kvm, partial_modules, remember_broken
 
@@ -21,4 +27,5 @@ __all__ = [
     "host_architecture",
     "partial_modules",
     "remember_broken",
+    "tcg_threads",
 ]

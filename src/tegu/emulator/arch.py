@@ -50,6 +50,17 @@ class MachineFacts:
         return self.tcg_cpu_qemu7 if qemu_version[:1] <= (7,) else self.tcg_cpu
 
 
+def tcg_threads(qemu_version: tuple[int, ...], cpus: int) -> str:
+    """Return the `thread=` for TCG: "multi", or "single" where several CPUs must take turns.
+
+    Until QEMU 8.1 ("accel/tcg: Always lock pages before translation") one thread could translate
+    code that another was writing, and keep what it had read. Linux writes its own code whenever a
+    static key changes: now and then a CPU ran the breakpoint of a change that was over, and the
+    kernel panicked.
+    """
+    return "single" if cpus > 1 and qemu_version < (8, 1) else "multi"
+
+
 MACHINES: Final[Mapping[Architecture, MachineFacts]] = MappingProxyType(
     {
         "x86-64": MachineFacts(

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from tegu.emulator.arch import MachineFacts
+from tegu.emulator.arch import MachineFacts, tcg_threads
 from tegu.emulator.binary import QemuBinary
 from tegu.lab.disk import Disk
 from tegu.lab.options import Bus, QemuOptions
 from tegu.lab.registry import MachineRecord
 
 __all__ = ["Parts", "command_line"]
-
-# QEMU's commit "accel/tcg: Always lock pages before translation": until then one thread could
-# translate code that another was writing, and keep what it had read.
-_SAFE: Final = (8, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +37,17 @@ def command_line(
     """Return the words that start the machine."""
     emulated = parts.accelerator == "tcg"
     cpu = facts.emulated_cpu(qemu.version) if emulated else facts.kvm_cpu
-    accelerator = parts.accelerator
+    accelerator, cpus = parts.accelerator, 1 if options.icount else options.cpus
     if emulated:
-        turns = options.icount or (options.one_thread and qemu.version < _SAFE)
-        accelerator += ",thread=single" if turns else ",thread=multi"
+        # Counting instructions has no other way than to take turns.
+        threads = "single" if options.icount else tcg_threads(qemu.version, cpus)
+        accelerator += f",thread={threads}"
     out = [
         qemu.path,
         *("-name", f"{record.name},process=tegu-{record.name}"),
         *("-machine", facts.board, "-accel", accelerator, "-cpu", cpu),
         *("-m", f"{options.memory >> 20}M"),
-        *("-smp", "1" if options.icount else str(options.cpus)),
+        *("-smp", str(cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-qmp", f"unix:{_escape(record.monitor)},server=on,wait=off"),
         *_console(record),

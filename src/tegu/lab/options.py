@@ -49,10 +49,8 @@ class QemuOptions:
 
     `network` "user" reaches out through this host, "isolated" can only be reached by SSH and the
     `forwards`, "none" has no network at all. `icount` runs under emulation with one CPU whose
-    clock follows the instructions executed instead of the host's load. With `one_thread` emulated
-    CPUs take turns where QEMU is too old (before 8.1) to run several at a time while a kernel
-    changes its own code: one may then run what another has just overwritten, and crash. `extra` is
-    appended to QEMU's command line.
+    clock follows the instructions executed instead of the host's load. `extra` is appended to
+    QEMU's command line.
     """
 
     image: Path | None = None
@@ -69,7 +67,6 @@ class QemuOptions:
     persist: bool = False
     accelerator: AcceleratorChoice = "auto"
     icount: bool = False
-    one_thread: bool = False
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""

@@ -49,7 +49,6 @@ class Boot(Table):
     bus: Bus = "virtio-blk"
     memory: str = "1G"
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
-    one_thread: bool = False
     """Emulated CPUs take turns where QEMU cannot run several while a kernel patches itself."""
     disk: str | None = None
     """The size of the disk; without it, the image's."""

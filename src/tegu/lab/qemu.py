@@ -15,6 +15,7 @@ from tegu.emulator.binary import QemuBinary, find_qemu
 from tegu.emulator.child import Child, ProcessId, complaint, wait_until
 from tegu.emulator.kvm import check_kvm, remember_broken
 from tegu.errors import MachineError, TeguError, UnsupportedError
+from tegu.host.kdump import oops
 from tegu.lab.command import command_line
 from tegu.lab.directory import remove_directory, short_directory
 from tegu.lab.disk import Disk, inspect
@@ -30,7 +31,7 @@ __all__ = ["QemuMachine"]
 log = logging.getLogger(__name__)
 
 _START: Final = 30.0  # seconds for QEMU to open its monitor
-_PANIC: Final = re.compile(r"Kernel panic - not syncing.*|KVM internal error.*")
+_PANIC: Final = "Kernel panic - not syncing:"
 # The first line of a kernel that starts: what was said before is of an earlier one.
 _STARTS: Final = re.compile(r"\[ *0\.000000\] Linux version ")
 
@@ -321,7 +322,14 @@ class QemuMachine(OverSsh):
 
 
 def _crash(said: str) -> str | None:
-    """Return the panic that a console ends with; one after which a kernel started is over."""
+    """Return the panic that a console ends with; one after which a kernel started is over.
+
+    What made the kernel panic is said too: "Fatal exception in interrupt" alone tells nobody.
+    """
     started = list(_STARTS.finditer(said))
-    panics: list[str] = _PANIC.findall(said, started[-1].start() if started else 0)
-    return panics[-1].strip() if panics else None
+    now = said[started[-1].start() if started else 0 :]
+    if _PANIC not in now:
+        return None
+    crash = oops.read_log(now)
+    fault = " in ".join(part for part in (crash.cause, crash.where) if part)
+    return f"{_PANIC} {crash.panic}" + (f" ({fault})" if fault else "")

@@ -76,7 +76,6 @@ def plan_options(image: Path, spec: MachinePlan, accelerator: AcceleratorChoice)
         bus=spec.bus,
         memory=parse_size(spec.memory),
         cpus=spec.cpus,
-        one_thread=spec.one_thread,
         disk_size=parse_size(spec.disk) if spec.disk is not None else None,
         network=spec.network,
         accelerator=accelerator,

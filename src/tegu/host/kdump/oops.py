@@ -47,6 +47,7 @@ _CAUSES = (
     re.compile(r"((?:Oops: )?general protection fault.*)"),
     re.compile(r"(Unable to handle kernel .+)"),
     re.compile(r"(Internal error: .+)"),
+    re.compile(r"([a-z0-9 ]+: [0-9a-f]{4} \[#\d+\].*)"),
     re.compile(r"(INFO: task .+ blocked for more than .+)"),
     re.compile(r"(watchdog: (?:BUG|Watchdog).+)"),
 )

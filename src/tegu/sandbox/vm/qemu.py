@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tegu.emulator.arch import tcg_threads
 from tegu.errors import SandboxError, UnsupportedError
 from tegu.files import write_atomic
 from tegu.linux import confine, libc
@@ -304,7 +305,10 @@ class Qemu:
         cpu = ("max,-cx16" if self._numbers < (8,) else "max") if tcg else "host"
         board = "microvm,acpi=off,rtc=on,isa-serial=off,x-option-roms=off,memory-backend=ram"
         board += ",pit=on,pic=on" if tcg else ""
-        accelerator = f"tcg,tb-size={_JIT_MEBIBYTES}" if tcg else "kvm"
+        accelerator = "kvm"
+        if tcg:
+            threads = tcg_threads(self._numbers, machine.cpus)
+            accelerator = f"tcg,thread={threads},tb-size={_JIT_MEBIBYTES}"
         return [
             self.path,
             *("-machine", board, "-accel", accelerator, "-cpu", cpu),

@@ -147,13 +147,15 @@ def list_boxes(as_json: bool = typer.Option(False, "--json", help="Print JSON.")
         print_json(answer)
         return
     print_table(
-        ("box", "state", "seconds", "template", "memory"),
+        ("box", "state", "seconds", "template", "network", "ports", "memory"),
         [
             (
                 b["box"],
                 b["state"],
                 b["seconds"],
                 b["spec"]["template"],
+                _network(b["spec"]["network"]),
+                " ".join(f"{p['host_port']}:{p['port']}" for p in b.get("ports", [])),
                 human_size(b["usage"]["memory"]) if "memory" in b["usage"] else "",
             )
             for b in answer["boxes"]
@@ -161,6 +163,14 @@ def list_boxes(as_json: bool = typer.Option(False, "--json", help="Print JSON.")
     )
     if sys.stderr.isatty():
         note(f"{answer['started']} started since, {answer['ready']} ready")
+
+
+def _network(network: str | list[str]) -> str:
+    """Return what a box may reach, in a few words."""
+    if isinstance(network, str):
+        return network
+    more = f" +{len(network) - 2}" if len(network) > 2 else ""
+    return " ".join(network[:2]) + more
 
 
 @app.command(epilog="Example: tegu sandbox create --memory 512M --timeout 3600")
@@ -172,6 +182,11 @@ def create(
     pids: int = typer.Option(512, help="At most this many processes and threads."),
     disk: str = typer.Option("256M", help="At most this much written."),
     timeout: float = typer.Option(None, metavar="S", help="Seconds that it lives at most."),
+    network: str = typer.Option("none", help="none, full, or allow:NAME,ADDRESS:PORT,..."),
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:GUEST", help="Let a port of this machine lead to the box's."),
+    ] = None,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Start a box that lives on, and print its name."""
@@ -187,6 +202,8 @@ def create(
         pids=pids,
         disk=disk,
         timeout=timeout,
+        network=network,
+        publish=publish or [],
         keep=True,
     )
     if as_json:

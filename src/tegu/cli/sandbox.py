@@ -68,6 +68,7 @@ def serve(
     cpus: Annotated[float | None, typer.Option(help="HTTP: processors of a sandbox.")] = None,
     pids: int = typer.Option(512, help="HTTP: processes and threads of a sandbox."),
     disk: str = typer.Option("256M", help="HTTP: what a sandbox may write."),
+    network: str = typer.Option("none", help="HTTP: what a sandbox may reach, at most."),
     max_timeout: float = typer.Option(86400, min=1, metavar="S", help="HTTP: longest life."),
     max_sandboxes: int = typer.Option(1000, min=1, help="HTTP: sandboxes at a time."),
 ) -> None:
@@ -92,12 +93,16 @@ def serve(
             tls=(tls_cert, tls_key),
             domain=domain,
             templates=template or [],
-            limits={"memory": memory, "cpus": cpus, "pids": pids, "disk": disk},
+            limits={
+                **{"memory": memory, "cpus": cpus, "pids": pids, "disk": disk},
+                "network": network,
+            },
             most=(max_timeout, max_sandboxes),
             ready=lambda urls: print("\n".join(urls), flush=True),
         )
         return
-    if token_file or tls_cert or tls_key or domain or template or memory or cpus:
+    named = (token_file, tls_cert, tls_key, domain, template, memory, cpus, network != "none")
+    if any(named):
         raise UsageError("these options are for --http ADDRESS, which is not there")
     raise typer.Exit(keep(where, warm=warm, idle_exit=idle_exit or None, compiled=launcher))
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tegu.errors import UsageError
 
 __all__ = [
+    "DENIED",
     "FULL",
     "MAX_ENTRIES",
     "NONE",
@@ -61,7 +62,7 @@ def _networks(text: str) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(word) for word in text.split())
 
 
-_DENIED = _networks(
+DENIED = _networks(
     "0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 192.0.0.0/24 224.0.0.0/4 240.0.0.0/4"
     " 100.100.100.200/32 168.63.129.16/32"
     " ::/128 ::1/128 64:ff9b::/96 64:ff9b:1::/48 2001::/32 2002::/16 fe80::/10 fec0::/10 ff00::/8"
@@ -81,7 +82,7 @@ def _within(address: Address, networks: Sequence[Network]) -> bool:
 
 def special(address: Address) -> bool:
     """Whether a name of the outside has no business to lead to this address."""
-    return _within(address, _DENIED) or _within(address, _PRIVATE)
+    return _within(address, DENIED) or _within(address, _PRIVATE)
 
 
 def mapped(network: Network) -> tuple[bytes, int]:
@@ -244,7 +245,7 @@ class Policy:
         ]
 
     def _matching(self, protocol: int, port: int) -> Iterator[tuple[Network, bool]]:
-        for network in _DENIED:
+        for network in DENIED:
             yield network, False
         for network, rule in self._addresses:
             if rule.fits(protocol, port):

@@ -216,20 +216,13 @@ def load(addresses: int, sockets: int) -> int:
     """Load the program over two maps; returns its descriptor. Raises OSError."""
     code = ctypes.create_string_buffer(program := _lookup(addresses, sockets), len(program))
     license_ = ctypes.create_string_buffer(b"Apache-2.0")
-    log = ctypes.create_string_buffer(65536)
     attributes = struct.pack(
         "=IIQQIIQII16sII",
         *(_SK_LOOKUP_PROGRAM, len(program) // 8, ctypes.addressof(code)),
-        *(ctypes.addressof(license_), 1, len(log), ctypes.addressof(log)),
+        *(ctypes.addressof(license_), 0, 0, 0),
         *(0, 0, b"tegu_steer", 0, _SK_LOOKUP_ATTACH),
     )
-    try:
-        return _bpf(_PROG_LOAD, attributes, "the program that steers connections")
-    except OSError as e:
-        said = log.value.decode(errors="replace").strip().splitlines()
-        if e.errno in (errno.EINVAL, errno.EACCES) and said:
-            raise OSError(e.errno, f"{e.strerror}: {said[-1]}", e.filename) from e
-        raise
+    return _bpf(_PROG_LOAD, attributes, "the program that steers connections")
 
 
 def try_load() -> None:

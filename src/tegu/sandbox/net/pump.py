@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 
-__all__ = ["join", "let_go", "reset"]
+__all__ = ["join", "let_go", "reset", "take"]
 
 _CHUNK = 256 * 1024
 """Bytes that are read at a time; no more wait for a slow reader."""
+_PAUSE = 0.1
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -31,6 +34,29 @@ def let_go(one: socket.socket) -> None:
         loop.remove_reader(one.fileno())
         loop.remove_writer(one.fileno())
         one.close()
+
+
+def take(listener: socket.socket, again: Callable[[], None]) -> socket.socket | None:
+    """Accept a connection; None when it is gone again, or there are no descriptors for it.
+
+    Then it waits in the queue for a while, and not in a loop that spins: `again` is what the event
+    loop calls for the listener.
+    """
+    try:
+        return listener.accept()[0]
+    except BlockingIOError:
+        return None
+    except OSError as e:
+        if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(_PAUSE, _listen_again, listener, again)
+        return None
+
+
+def _listen_again(listener: socket.socket, again: Callable[[], None]) -> None:
+    if listener.fileno() >= 0:
+        asyncio.get_running_loop().add_reader(listener, again)
 
 
 async def _one_way(source: socket.socket, target: socket.socket) -> None:

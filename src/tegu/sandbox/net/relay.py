@@ -20,7 +20,7 @@ from tegu.linux.route import Routes
 from tegu.linux.sklookup import Addresses
 from tegu.sandbox import wireless
 from tegu.sandbox.net.policy import Policy
-from tegu.sandbox.net.pump import join, let_go, reset
+from tegu.sandbox.net.pump import join, let_go, reset, take
 from tegu.sandbox.net.upstream import Upstream
 from tegu.sandbox.net.way import Way
 
@@ -147,9 +147,8 @@ class _Port:
             task.cancel()
 
     def _accept(self) -> None:
-        try:
-            link, _ = self._listener.accept()
-        except OSError:
+        link = take(self._listener, self._accept)
+        if link is None:
             return
         full = len(self._tasks) + len(self._waiting) >= _MOST
         if full or not self._tell("socket", self._name):

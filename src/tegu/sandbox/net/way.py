@@ -13,7 +13,7 @@ from tegu.linux.route import LOCAL, UNICAST, Routes
 from tegu.linux.sklookup import ADMIT, Addresses
 from tegu.sandbox.net.datagrams import Datagrams
 from tegu.sandbox.net.policy import TCP, UDP, Address, Policy, Rule, mapped, special
-from tegu.sandbox.net.pump import join, let_go, reset
+from tegu.sandbox.net.pump import join, let_go, reset, take
 from tegu.sandbox.net.resolver import Resolver, Source
 
 __all__ = ["Way"]
@@ -47,6 +47,7 @@ class Way:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._admitted: dict[tuple[Address, int, int], float] = {}
+        self._closed = False
         self._resolver = Resolver(policy, source, self.admit, refused)
         self._datagrams = Datagrams(
             sockets, lambda address, port: self._passes(address, UDP, port, log=False)
@@ -61,6 +62,7 @@ class Way:
 
     def close(self) -> None:
         """End everything of the box."""
+        self._closed = True
         self._datagrams.close()
         for name, one in self._sockets.items():
             if not name.startswith(("raw", "udp")):
@@ -82,12 +84,19 @@ class Way:
             end = max(end, self._admitted.get((address, protocol, 0), 0.0))
             if self._loop.time() >= end:
                 return self._say_no(address, port, "it is not on the list", log=log)
-        kind = self._routes.type_of(address)
+        kind = self._route(address)
         if kind == LOCAL and (named is None or named.prefixlen != address.max_prefixlen):
             return self._say_no(address, port, "it is an address of this host", log=log)
         if kind not in (UNICAST, LOCAL):
             return self._say_no(address, port, "there is no route to it", log=log)
         return True
+
+    def _route(self, address: Address) -> int:
+        """Return the type of the host's route to an address; 0 when there is none."""
+        try:
+            return self._routes.type_of(address)
+        except OSError:
+            return 0
 
     def _say_no(self, address: Address, port: int, why: str, *, log: bool) -> bool:
         if log:
@@ -99,18 +108,19 @@ class Way:
         """Admit an address that an allowed name has, for `ttl` seconds; whether it may be."""
         policy, found = self._policy, False
         end = self._loop.time() + max(ttl, _LEAST_TTL)
-        if self._routes.type_of(address) == 0:
+        kind = self._route(address)
+        if self._closed or kind == 0:
             return False
         for rule in rules:
             for protocol, port in policy.places(rule):
                 named = policy.named(address, protocol, port)
                 if named is not None:
                     exact = named.prefixlen == address.max_prefixlen
-                    found = found or exact or self._routes.type_of(address) == UNICAST
+                    found = found or exact or kind == UNICAST
                     continue
                 if special(address) or policy.denies(address, protocol, port):
                     continue
-                if self._routes.type_of(address) != UNICAST:
+                if kind != UNICAST:
                     continue
                 found = True
                 self._let(address, protocol, port, end)
@@ -150,10 +160,9 @@ class Way:
         listener: socket.socket,
         serve: Callable[[socket.socket], Coroutine[Any, Any, None]],
     ) -> None:
-        try:
-            link, _ = listener.accept()
-        except OSError:
-            return  # it is gone again, or there are no descriptors: it waits in the queue
+        link = take(listener, lambda: self._accept(listener, serve))
+        if link is None:
+            return
         if len(self._tasks) >= _MOST:
             reset(link)
             return

@@ -142,7 +142,7 @@ class Net:
     def python(self, network: str | Sequence[str], script: str, **more: Any) -> Result:
         """Run a script in a box that may reach what `network` says."""
         spec = box_spec(network=network, **more)
-        return run(["python3", "-c", script], box=spec, timeout=120, path=self.served.path)
+        return run(["python3", "-c", script], box=spec, timeout=400, path=self.served.path)
 
 
 @pytest.fixture(scope="session")

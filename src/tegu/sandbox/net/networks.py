@@ -29,7 +29,7 @@ from tegu.sandbox.wireless import tell
 
 __all__ = ["Networks"]
 
-_DEADLINE = 20.0
+_DEADLINE = 60.0
 _IDLE = 60.0
 _REMEMBERED = 32
 _USERS = "a user's supervisor may not load the BPF program that steers it"

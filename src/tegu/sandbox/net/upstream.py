@@ -16,8 +16,8 @@ __all__ = ["Upstream", "read_servers"]
 _PATH = Path("/etc/resolv.conf")
 _PORT = 53
 _MOST_SERVERS = 3
-_ROUNDS = 2
-_WAIT = 3.0
+_ROUNDS = 3
+_WAIT = 5.0
 _MAX_TCP = 65535
 
 

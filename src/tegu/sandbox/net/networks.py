@@ -81,6 +81,7 @@ class Networks(Spawned):
 
     async def _start(self) -> None:
         """See that the relay runs. Raises SandboxError."""
+        self._last_use = time.monotonic()
         if self.alive and self._starting is None:
             return
         if self._starting is None:

@@ -110,6 +110,22 @@ def test_an_address_that_was_not_resolved(net: Net) -> None:
     assert lines[1:] == [f"{ALLOWED} 80", "hi", f"{ALLOWED} 80", "hi"]
 
 
+@pytest.mark.slow
+def test_an_address_whose_time_is_over(net: Net) -> None:
+    """In the end the kernel refuses it again, as it did before it was resolved."""
+    script = f"""
+import time
+print(talk({THIRD!r}).split()[-1], talk("short.example").split()[-1])
+for _ in range(1000):
+    said = talk({THIRD!r})
+    if "refused" in said: break
+    time.sleep(0.3)
+print(said)
+"""
+    lines = tries(net, ["short.example"], script)
+    assert lines == ["refused hi", "error [Errno 111] Connection refused"]
+
+
 def test_what_one_box_resolved_another_has_not(net: Net) -> None:
     with net.box(["allowed.example"]) as one, net.box(["allowed.example"]) as two:
         say = ["python3", "-c", f"{TALK}\nprint(talk('allowed.example'))"]

@@ -281,11 +281,9 @@ def test_the_python_launcher_gives_the_same(net: Net) -> None:
         other.stop()
 
 
+@pytest.mark.usefixtures("net")  # where that is skipped, so is this
 def test_no_outside_at_all() -> None:
     """Where there is neither a route nor a resolver, a box hears so at once."""
-    reason = world.why_not()
-    if reason:
-        pytest.skip(reason)
     host = world.Space([])
     one = Served(warm=0, within=host.enter())
     try:
@@ -297,6 +295,7 @@ def test_no_outside_at_all() -> None:
         host.close()
 
 
+@pytest.mark.slow
 def test_sockets_are_given_back(net: Net) -> None:
     """A hundred boxes with networks leave the relay and the supervisor as they were."""
     relay = relay_of(net.served)

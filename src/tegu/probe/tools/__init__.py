@@ -19,6 +19,14 @@ TOOLS: dict[str, str] = {
     "drops": "Drops",
     "census": "Census",
     "exits": "Exits",
+    "syscalls": "SystemCalls",
+    "fsync": "SlowSync",
+    "irq": "Interrupts",
+    "locks": "Locks",
+    "files": "Files",
+    "connections": "Connections",
+    "dns": "Names",
+    "signals": "SignalsSent",
 }
 """Name and class; the module has the name."""
 

@@ -27,6 +27,12 @@ TOOLS: dict[str, str] = {
     "connections": "Connections",
     "dns": "Names",
     "signals": "SignalsSent",
+    "throttle": "Throttling",
+    "growth": "Growth",
+    "ports": "Ports",
+    "mounts": "Mounts",
+    "groups": "ControlGroups",
+    "clocks": "Clocks",
 }
 """Name and class; the module has the name."""
 

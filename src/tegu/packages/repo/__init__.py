@@ -15,7 +15,7 @@ from tegu.lazy import lazily
 from tegu.packages.repo.repository import Repository
 
 if TYPE_CHECKING:
-    from tegu.packages.repo.channels import promote, remove, take_snapshot
+    from tegu.packages.repo.channels import promote, remove, roll_out, take_snapshot
     from tegu.packages.repo.intake import add
     from tegu.packages.repo.mirroring import mirror
     from tegu.packages.repo.publication import publish
@@ -31,6 +31,7 @@ __all__ = [
     "promote",
     "publish",
     "remove",
+    "roll_out",
     "serve",
     "take_snapshot",
     "verify",
@@ -45,6 +46,7 @@ __getattr__ = lazily(
         "promote": "channels",
         "publish": "publication",
         "remove": "channels",
+        "roll_out": "channels",
         "serve": "web",
         "take_snapshot": "channels",
         "verify": "verification",

@@ -81,6 +81,11 @@ class BoxSpec:
     handle do not reach it (pid_namespaces(7)), and its end is only told when all is gone."""
     snapshot: str = ""
     """The name of a snapshot that the box continues (classes microvm and microvm-tcg)."""
+    network: str | Sequence[str] = "none"
+    """What it may reach: "none", "full", or names, addresses and ports (tegu.sandbox.net.policy);
+    "allow:NAME,ADDRESS" is the same as a list of them."""
+    publish: Sequence[str] = ()
+    """Ports of the host that lead to ports of the box, as in "8080:8000"."""
 
     def __post_init__(self) -> None:
         for what in ("template", "kind", "hostname", "snapshot"):
@@ -96,8 +101,25 @@ class BoxSpec:
                 hint="a template is a directory with a root file system in it",
             )
         _range("timeout", self.timeout, 0.001, 2**31)
+        self._check_network()
         if _HOSTNAME.fullmatch(self.hostname) is None:
             raise UsageError(f"hostname: {self.hostname!r} is not a host name")
+
+    def _check_network(self) -> None:
+        """Bring `network` and `publish` into their one form; loads what that takes only then."""
+        if self.network != "none":
+            from tegu.sandbox.net.policy import canonical
+
+            object.__setattr__(self, "network", canonical(self.network))
+        if self.publish != ():
+            from tegu.sandbox.net.ports import check_ports
+
+            object.__setattr__(self, "publish", check_ports(self.publish))
+        if not self.init and (self.network != "none" or self.publish):
+            raise UsageError(
+                "network: a box without a first process of its own has none",
+                hint="leave --no-init out",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` reads."""

@@ -259,7 +259,12 @@ def _image(definition: Definition) -> Iterator[Flaw]:
         if firmware not in known:
             what = f"{architecture} machines have no {firmware}; they have {', '.join(known)}"
             yield Flaw(("image", "firmware", index), what)
-    if image.filesystem == "erofs" and image.grow:
+    if image.layout == "immutable":
+        yield from _slots(definition)
+    elif "slot" in image.formats:
+        what = "a slot image is of the immutable layout"
+        yield Flaw(("image", "formats"), what, 'set layout = "immutable"')
+    if image.filesystem == "erofs" and image.grow and image.layout == "plain":
         what = "erofs is read-only and can not grow"
         yield Flaw(("image", "grow"), what, "set grow = false, or take another filesystem")
     esp = mebibytes(image.esp_size) or 0
@@ -268,6 +273,8 @@ def _image(definition: Definition) -> Iterator[Flaw]:
         yield Flaw(("image", "esp_size"), what, f"at least {MIN_ESP_MIB}M")
     size = mebibytes(image.size)
     needed = esp + MIN_ROOT_MIB[image.filesystem]
+    if image.layout == "immutable":
+        needed += 2 * (mebibytes(image.slot_size) or 0) + MIN_ROOT_MIB["ext4"]
     if size is not None and size < needed:
         what = f"{image.size} can not hold an ESP of {image.esp_size} and a root"
         hint = f"{image.filesystem} needs a disk of at least {needed}M, or 'minimal'"
@@ -280,6 +287,25 @@ def _image(definition: Definition) -> Iterator[Flaw]:
         yield Flaw(("kernel", "package"), what, "without a kernel: directory, tar, oci")
     if disks and not image.firmware:
         yield Flaw(("image", "firmware"), f"{disks[0]} needs at least one firmware to boot under")
+
+
+def _slots(definition: Definition) -> Iterator[Flaw]:
+    image = definition.image
+    if image.filesystem != "erofs":
+        what = f"a slot of the immutable layout is erofs, not {image.filesystem}"
+        yield Flaw(("image", "filesystem"), what, "leave it out")
+    if image.firmware != ["uefi"]:
+        what = "the immutable layout boots under UEFI only: its boot loader counts tries"
+        yield Flaw(("image", "firmware"), what, 'set firmware = ["uefi"]')
+    if image.slot_size == "minimal":
+        what = "later versions must fit in a slot: it needs a size"
+        yield Flaw(("image", "slot_size"), what, "such as 2G")
+    if definition.kernel.initrd != "minimal":
+        what = "the immutable layout needs an initrd: it opens the slot"
+        yield Flaw(("kernel", "initrd"), what, 'set initrd = "minimal"')
+    if definition.kernel.package is None:
+        what = "is 'none', but the immutable layout boots"
+        yield Flaw(("kernel", "package"), what)
 
 
 def _hardening(definition: Definition) -> Iterator[Flaw]:

@@ -29,9 +29,10 @@ class Arch:
     """Names of one architecture.
 
     `tag` goes into image names, `oci` is GOARCH, `efi` the suffix of UEFI programs, `root_type` the
-    partition type GUID of a root file system, `verity_type` that of its hash tree. `grub` is the GRUB platform for legacy BIOS boot, or
-    None where firmware is always UEFI. `modules` are the initrd's drivers, loaded on demand; those
-    that a kernel has built in or does not have are passed over.
+    partition type GUID of a root file system, `verity_type` that of its hash tree. `grub` is the
+    GRUB platform for legacy BIOS boot, or None where firmware is always UEFI. `modules` are the
+    initrd's drivers, loaded on demand; those that a kernel has built in or does not have are passed
+    over.
     """
 
     name: str

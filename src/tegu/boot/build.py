@@ -63,8 +63,8 @@ def build_kernel(
     """Return the unified image of kernel `version` of the tree `root`.
 
     `stub` and `busybox` may lie outside of it. With `initrd` "none" the kernel must have the root's
-    file system built in. With `verity`, a tree that has dmsetup(8), it is for a slot of the immutable
-    layout (`tegu.boot.slots`). Raises BuildError for what is missing or damaged.
+    file system built in. With `verity`, a tree that has dmsetup(8), it is for a slot of the
+    immutable layout (`tegu.boot.slots`). Raises BuildError for what is missing or damaged.
     """
     path = kernel_file(root, version)
     if path is None:

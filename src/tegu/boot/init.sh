@@ -122,7 +122,8 @@ open_slot() {
 	dmsetup create root --readonly --noudevsync --noudevrules --table \
 		"0 $((${rest#*:} * 8)) verity 1 $device $tree 4096 4096 ${rest#*:} 1 sha256 $hash ${rest%%:*}" ||
 		fail "cannot open $device with its hash tree $tree"
-	device=/dev/mapper/root type=erofs mode=ro
+	# The only one here; its name in /dev/mapper is for udev to make.
+	device=/dev/dm-0 type=erofs mode=ro
 }
 
 # /var is a partition of its own; below it lie the changes to /etc, and what people keep.

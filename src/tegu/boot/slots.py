@@ -88,10 +88,12 @@ class SlotImage:
                 raise ValueError(f"it is not of the format {FORMAT}")
             verity = raw.pop("verity")
             packages = raw.pop("packages")
-            files = {key: _file(raw.pop(key), FILES[key]) for key in FILES}
+            root, tree, boot = (_file(raw.pop(key), FILES[key]) for key in FILES)
             image = cls(
                 **raw,
-                **files,
+                root=root,
+                tree=tree,
+                boot=boot,
                 verity=Verity(**verity),
                 packages={_text(k): _text(v) for k, v in packages.items()},
             )

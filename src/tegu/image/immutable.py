@@ -135,7 +135,9 @@ def make_slot(
             created=spec.timestamp,
             verity=verity,
             packages=dict(packages),
-            **{key: _described(made / name) for key, name in FILES.items()},
+            root=_described(image),
+            tree=_described(made / FILES["tree"]),
+            boot=_described(made / FILES["boot"]),
         )
         (made / "slot.json").write_text(described.dump())
         made.rename(out)

@@ -21,6 +21,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from tests.boot.test_boot_loader import make as make_uki
 
 from tegu.boot.slots import FILES, BootName, Places, SlotFile, SlotImage, verity_of, verity_words
 from tegu.boot.uki import section_data
@@ -33,7 +34,6 @@ from tegu.host.upgrade.slots.machine import BootFile, SlotMachine, slot_machine
 from tegu.host.upgrade.slots.settle import add_accounts, bring_directories
 from tegu.host.upgrade.slots.source import Source
 from tegu.host.upgrade.state import history, read_state
-from tests.boot.test_boot_loader import make as make_uki
 
 GUIDS = [str(UUID(int=i)) for i in range(1, 7)]
 ESP, DATA, ROOT_A, TREE_A, ROOT_B, TREE_B = GUIDS
@@ -241,7 +241,7 @@ def test_one_that_is_not_well_goes_back_by_itself(
     state = read_state(computer.top)
     assert state is not None
     assert state.reason == "the unit x.service has failed"
-    with pytest.raises(UpgradeError, match="tried and left behind: the unit x.service"):
+    with pytest.raises(UpgradeError, match=r"tried and left behind: the unit x.service"):
         upgrade(computer, BAD)
     monkeypatch.setattr(health, "problems", lambda before=(): [])
     upgrade(computer, "26.12")
@@ -485,7 +485,7 @@ def test_an_image_comes_over_http(computer: Computer) -> None:
             with pytest.raises(UpgradeError, match="can be anybody's"):
                 Source(url)
             source = Source(url, computer.top / "keyring")
-            with pytest.raises(FetchError, match="slot.json.asc: 404"):
+            with pytest.raises(FetchError, match=r"slot.json.asc: 404"):
                 source.describe()
             source.keyring = None
             computer.start()
@@ -495,7 +495,7 @@ def test_an_image_comes_over_http(computer: Computer) -> None:
         finally:
             server.shutdown()
             thread.join()
-    with pytest.raises(FetchError, match="slot.json"):
+    with pytest.raises(FetchError, match=r"slot.json"):
         source.describe()
     assert boot(computer) == ("26.12", "done")
 
@@ -522,12 +522,12 @@ def test_a_signature_is_demanded_where_there_is_a_keyring(computer: Computer) ->
         source.describe()
     text = (place / "slot.json").read_bytes()
     (place / "slot.json.asc").write_text(keys[1].detach_sign(text))
-    with pytest.raises(VerifyError, match="not signed by a key of ours.gpg"):
+    with pytest.raises(VerifyError, match=r"not signed by a key of ours.gpg"):
         source.describe()
     (place / "slot.json.asc").write_text(keys[0].detach_sign(text))
     assert source.describe().version == "26.12"
     (place / "slot.json").write_bytes(text.replace(b"26.12", b"26.14"))
-    with pytest.raises(VerifyError, match="not signed by a key of ours.gpg"):
+    with pytest.raises(VerifyError, match=r"not signed by a key of ours.gpg"):
         source.describe()
     source.keyring = computer.top / "none.gpg"
     with pytest.raises(TeguError, match="is not there"):

@@ -95,7 +95,8 @@ say boot "$(version)" slot="$(cat /run/tegu/slot)" "$(status 2>/dev/null)" \
     etc="$(cat /etc/mine 2>/dev/null)" me="$(grep -c ^me: /etc/passwd)" \
     brought="$(cat /var/lib/brought/by 2>/dev/null)/$(grep -c ^brought: /etc/passwd)" \
     packages="$(dpkg-query -W -f x tegu)" end
-say files counted="$(ls /sys/firmware/efi/efivars | grep -c BootCountPath)" $(cd /efi/EFI/Linux && echo *)
+counted=$(ls /sys/firmware/efi/efivars | grep -c BootCountPath)
+say files counted="$counted" $(cd /efi/EFI/Linux && echo *)
 umount /efi
 for nic in /sys/class/net/e*; do
     ip link set "${nic##*/}" up

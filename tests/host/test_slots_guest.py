@@ -36,15 +36,14 @@ name = "tegu"
 version = "{version}"
 [packages]
 install = [
-  "dbus", "gpgv", "iproute2", "kmod", "libpam-systemd", "procps", "systemd", "systemd-sysv",
-  "udev",
+  "dbus", "gpgv", "iproute2", "kmod", "procps", "systemd", "systemd-sysv", "udev",
 ]
 [kernel]
 cmdline = ["console=ttyS0,115200n8", "quiet", "no_timer_check", "cryptomgr.notests"{words}]
 [units]
 enable = [{units}]
 # Nobody logs in; on a busy host these run out of time and fail.
-mask = ["serial-getty@ttyS0.service", "getty@tty1.service"]
+mask = ["serial-getty@ttyS0.service", "getty@tty1.service", "systemd-logind.service"]
 [image]
 layout = "immutable"
 slot_size = "320M"
@@ -80,6 +79,13 @@ ExecStart=/usr/lib/steps
 WantedBy=multi-user.target
 """
 
+# A busy host is no reason for a unit to fail.
+TIMEOUTS = """\
+[Manager]
+DefaultTimeoutStartSec=900s
+DefaultDeviceTimeoutSec=900s
+"""
+
 STEPS = r"""#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 exec >/dev/ttyS0 2>&1 </dev/null
@@ -98,6 +104,7 @@ say boot "$(version)" slot="$(cat /run/tegu/slot)" "$(status 2>/dev/null)" \
 counted=$(ls /sys/firmware/efi/efivars | grep -c BootCountPath)
 say files counted="$counted" $(cd /efi/EFI/Linux && echo *)
 umount /efi
+until ls -d /sys/class/net/e* >/dev/null 2>&1; do sleep 1; done
 for nic in /sys/class/net/e*; do
     ip link set "${nic##*/}" up
     ip address add 10.0.2.15/24 dev "${nic##*/}"
@@ -156,11 +163,13 @@ def build(place: Path, version: str, store: Store, keyring: Path, **more: str) -
     directory = place / version
     shutil.rmtree(directory, ignore_errors=True)
     files = directory / "files"
-    for path in ("usr/lib", "usr/share/keyrings", "etc/systemd/system"):
+    system = "etc/systemd/system"
+    for path in ("usr/lib", "usr/share/keyrings", system, f"{system}.conf.d"):
         (files / path).mkdir(parents=True)
     (files / "usr/lib/steps").write_text(STEPS)
     (files / "usr/lib/steps").chmod(0o755)
     (files / "etc/systemd/system/steps.service").write_text(SERVICE)
+    (files / f"{system}.conf.d/timeouts.conf").write_text(TIMEOUTS)
     shutil.copy(keyring, files / "usr/share/keyrings/slots.gpg")
     values = {"words": "", "units": '"steps.service"', "formats": '"raw", "slot"', "rest": ""}
     definition = directory / "tegu.toml"

@@ -264,6 +264,13 @@ def _image(definition: Definition) -> Iterator[Flaw]:
     elif "slot" in image.formats:
         what = "a slot image is of the immutable layout"
         yield Flaw(("image", "formats"), what, 'set layout = "immutable"')
+    keys = (image.secure_boot_key, image.secure_boot_certificate)
+    if keys[0] is not None and image.layout == "plain":
+        what = "machines of the plain layout make boot files themselves, and have no key"
+        yield Flaw(("image", "secure_boot_key"), what, 'set layout = "immutable"')
+    if (keys[0] is None) != (keys[1] is None):
+        missing = "secure_boot_key" if keys[0] is None else "secure_boot_certificate"
+        yield Flaw(("image",), f"{missing} is missing: key and certificate belong together")
     if image.filesystem == "erofs" and image.grow and image.layout == "plain":
         what = "erofs is read-only and can not grow"
         yield Flaw(("image", "grow"), what, "set grow = false, or take another filesystem")
@@ -341,6 +348,10 @@ def _paths(definition: Definition) -> Iterator[Flaw]:
             wanted.append((("file", i, "source"), file.source, "file"))
     for i, repository in enumerate(definition.repository):
         wanted.append((("repository", i, "keyring"), repository.keyring, "file"))
+    for key in ("secure_boot_key", "secure_boot_certificate"):
+        named = getattr(definition.image, key)
+        if named is not None:
+            wanted.append((("image", key), named, "file"))
     if definition.base.keyring != DEFAULT_KEYRING:  # the lock speaks up if the default is missing
         wanted.append((("base", "keyring"), definition.base.keyring, "file"))
     for location, path, kind in wanted:

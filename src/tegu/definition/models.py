@@ -264,6 +264,11 @@ class Image(Table):
     """Firmware that the disk boots under; default: all that the architecture has."""
     esp_size: EspSize = "64M"
     """Size of the EFI system partition."""
+    secure_boot_key: HostPath | None = None
+    """Private key (PEM) that signs boot loader and kernel for Secure Boot; immutable layout only:
+    elsewhere machines make boot files themselves."""
+    secure_boot_certificate: HostPath | None = None
+    """The certificate (PEM) of that key, which the machines' firmware must know."""
 
     @model_validator(mode="after")
     def _read_only_root_does_not_grow(self) -> Self:

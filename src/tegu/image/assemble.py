@@ -116,6 +116,9 @@ def disk_spec(definition: Definition, lock: Lock) -> DiskSpec:
         modules=tuple(definition.kernel.modules),
         title=system.pretty_name,
         layout=image.layout,
+        secure_boot=None
+        if image.secure_boot_key is None or image.secure_boot_certificate is None
+        else (image.secure_boot_key, image.secure_boot_certificate),
         slot_size=parse_size(image.slot_size) if image.layout == "immutable" else 0,
     )
 

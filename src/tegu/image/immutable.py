@@ -47,6 +47,7 @@ from tegu.image.partition import (
     write_table,
 )
 from tegu.image.programs import Tools
+from tegu.image.secure_boot import sign_program
 from tegu.image.sparse import copy_range
 from tegu.image.spec import DiskSpec, kernel_cmdline
 
@@ -127,6 +128,8 @@ def make_slot(
             timestamp=spec.timestamp,
             verity=tools.path("."),
         )
+        if spec.secure_boot is not None:
+            boot = sign_program(boot, spec.secure_boot, tools, scratch, spec.timestamp)
         (made / FILES["boot"]).write_bytes(boot)
         described = SlotImage(
             name=spec.name,
@@ -176,7 +179,7 @@ def build_immutable(root: Path, slot: Path, spec: DiskSpec, tools: Tools, out: P
             _copy(slot / FILES[key], disk, by_label[label])
         files = {
             BootName(spec.name, 1, spec.version).path: (slot / FILES["boot"]).read_bytes(),
-            **loader_files(spec.arch, tools.path(".")),
+            **_loader(spec, tools, scratch),
         }
         esp = by_label["esp"]
         make_esp(
@@ -203,6 +206,16 @@ def build_immutable(root: Path, slot: Path, spec: DiskSpec, tools: Tools, out: P
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return table
+
+
+def _loader(spec: DiskSpec, tools: Tools, scratch: Path) -> dict[str, bytes]:
+    files = loader_files(spec.arch, tools.path("."))
+    if spec.secure_boot is not None:
+        for name in (spec.arch.removable, spec.arch.installed_loader):
+            files[name] = sign_program(
+                files[name], spec.secure_boot, tools, scratch, spec.timestamp
+            )
+    return files
 
 
 def _plan(root: Path, spec: DiskSpec) -> Table:

@@ -6,6 +6,7 @@ import hmac
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from uuid import UUID
 
 from tegu.boot import Arch, arch_of
@@ -28,7 +29,8 @@ class DiskSpec:
     in bytes, None for as small as the tree allows; `firmware` any of "uefi" and "bios"; `esp_size`
     in bytes. `seed` (hex) gives every UUID and hash seed, `timestamp` (seconds) every date.
     `cmdline` are words after root=; `modules` must be in the initrd on top of the usual ones.
-    `layout` is "plain" or "immutable", whose slots have `slot_size` bytes each. `kernel_version`
+    `layout` is "plain" or "immutable", whose slots have `slot_size` bytes each and
+    are signed by `secure_boot` (private key and certificate, PEM) if there is one. `kernel_version`
     None means the newest kernel of the tree starts, and all others can be chosen.
     """
 
@@ -48,6 +50,7 @@ class DiskSpec:
     title: str = ""
     layout: str = "plain"
     slot_size: int = 0
+    secure_boot: tuple[Path, Path] | None = None
 
     def __post_init__(self) -> None:
         if self.filesystem not in FILE_SYSTEMS:

@@ -45,6 +45,8 @@ def tools_for(definition: Definition) -> tuple[str, ...]:
     }
     if definition.image.layout == "immutable":
         names.add("dmsetup")  # for the initrd
+    if definition.image.secure_boot_key is not None:
+        names |= {"faketime", "sbsigntool"}
     if _CONVERTED & set(definition.image.formats):
         names.add("qemu-utils")
     return tuple(sorted(names))

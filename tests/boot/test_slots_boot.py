@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,14 +43,14 @@ cat /usr/share/version >>/var/kept
 cat /usr/share/version >>/home/kept
 echo "packages: $(cat /var/lib/dpkg/status)"
 cd /
-sha256sum -c /etc/sums >/tmp/sums 2>/dev/null && echo "sums: good" || echo "sums: bad"
+sha256sum -c /etc/sums >/dev/null 2>&1 && echo "sums: good" || echo "sums: bad"
 sync
 echo TEGU-UP
 poweroff -f
 """
 
 
-def slots_spec(version: str = "1", **more: object) -> DiskSpec:
+def slots_spec(version: str = "1", **more: Any) -> DiskSpec:
     return spec_of(
         "erofs",
         version=version,
@@ -96,7 +97,7 @@ def slots(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Slots:
         build_immutable(first, again, slots_spec(), tools, place / "again.raw")
         assert content_sha256(place / "again.raw") == content_sha256(place / "disk.raw")
         (place / "again.raw").unlink()
-        _hand_out(place / "disk.raw", directory / "one.raw")
+        hand_out(place / "disk.raw", directory / "one.raw")
         second = slot_tree(bench, place / "second", "2")
         new = make_slot(second, slots_spec("2"), tools, place / "2.slot", {})
         parts = {p.label: p for p in table.partitions}
@@ -107,13 +108,13 @@ def slots(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Slots:
         target = f"{place / 'disk.raw'}@@{parts['esp'].start}"
         entry = BootName("tiny", 2, "2", 1).path
         tools.run(["mcopy", "-i", target, new / "boot.efi", f"::/{entry}"], binds=[place])
-        _hand_out(place / "disk.raw", directory / "both.raw")
+        hand_out(place / "disk.raw", directory / "both.raw")
 
     bench.isolated(work)
     return Slots(directory / "one.raw", directory / "both.raw")
 
 
-def _hand_out(source: Path, target: Path) -> None:
+def hand_out(source: Path, target: Path) -> None:
     subprocess.run(["cp", "--sparse=always", source, target], check=True)
 
 
@@ -122,7 +123,7 @@ def copy(tmp_path: Path) -> Callable[[Path], Path]:
     """Return a disk that may be written to."""
 
     def make(disk: Path) -> Path:
-        _hand_out(disk, tmp_path / disk.name)
+        hand_out(disk, tmp_path / disk.name)
         return tmp_path / disk.name
 
     return make

@@ -31,8 +31,6 @@ from tegu.boot.verity import BLOCK, HEAD, Verity, hash_tree, top_matches, tree_s
 from tegu.errors import BuildError, VerifyError
 from tegu.process import CommandError, run
 
-A = UUID(int=10)
-
 
 def some(blocks: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(blocks * BLOCK)
@@ -44,11 +42,11 @@ def test_veritysetup_agrees(tmp_path: Path, blocks: int) -> None:
         pytest.skip("veritysetup is not installed")
     data = some(blocks)
     salt = bytes(range(16))
-    verity, tree = hash_tree(io.BytesIO(data), len(data), salt, A)
+    verity, tree = hash_tree(io.BytesIO(data), len(data), salt)
     assert len(tree) == tree_size(len(data))
     (tmp_path / "data").write_bytes(data)
     (tmp_path / "ours").write_bytes(tree)
-    options = [f"--salt={salt.hex()}", f"--uuid={A}"]
+    options = [f"--salt={salt.hex()}", f"--uuid={UUID(bytes=tree[16:32])}"]
     files = [tmp_path / "data", tmp_path / "theirs"]
     (tmp_path / "theirs").touch()
     said = run(["veritysetup", "format", *options, *files]).stdout
@@ -64,20 +62,20 @@ def test_veritysetup_agrees(tmp_path: Path, blocks: int) -> None:
 
 def test_the_top_of_a_tree_tells_whose_it_is() -> None:
     data = some(300)
-    verity, tree = hash_tree(io.BytesIO(data), len(data), b"salt", A)
+    verity, tree = hash_tree(io.BytesIO(data), len(data), b"salt")
     assert top_matches(tree[:HEAD], verity)
     assert not top_matches(bytes(HEAD), verity)
     assert not top_matches(tree[: HEAD - 1], verity)
-    other, _ = hash_tree(io.BytesIO(some(300, 2)), len(data), b"salt", A)
+    other, _ = hash_tree(io.BytesIO(some(300, 2)), len(data), b"salt")
     assert not top_matches(tree[:HEAD], other)
 
 
 @pytest.mark.parametrize(("size", "salt"), [(BLOCK, b"x"), (BLOCK * 2 + 1, b"x"), (BLOCK * 2, b"")])
 def test_what_has_no_hash_tree_is_refused(size: int, salt: bytes) -> None:
     with pytest.raises(BuildError):
-        hash_tree(io.BytesIO(bytes(size)), size, salt, A)
+        hash_tree(io.BytesIO(bytes(size)), size, salt)
     with pytest.raises(BuildError, match="shorter"):
-        hash_tree(io.BytesIO(bytes(BLOCK)), BLOCK * 2, b"x", A)
+        hash_tree(io.BytesIO(bytes(BLOCK)), BLOCK * 2, b"x")
 
 
 def image(**changes: object) -> SlotImage:

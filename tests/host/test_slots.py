@@ -49,7 +49,7 @@ def slot_image(place: Path, version: str, *, created: int = 100, blocks: int = 2
     """Make a slot image in the directory `place`."""
     place.mkdir(parents=True)
     data = random.Random(version).randbytes(blocks * BLOCK)
-    verity, tree = hash_tree(io.BytesIO(data), len(data), b"salt", UUID(int=9))
+    verity, tree = hash_tree(io.BytesIO(data), len(data), b"salt")
     boot = make_uki(cmdline=" ".join([*verity_words(verity), "ro", "quiet"]))
     files = {}
     for key, content in (("root", data), ("tree", tree), ("boot", boot)):
@@ -115,7 +115,7 @@ class Computer:
             disks = self.top / "dev/disk/by-partuuid"
             if top_matches((disks / tree).read_bytes()[:HEAD], verity):
                 with (disks / root).open("rb") as f:
-                    whole, made = hash_tree(f, verity.size, b"salt", UUID(int=9))
+                    whole, made = hash_tree(f, verity.size, b"salt")
                 # What is found must be whole: nothing else may ever have a top.
                 assert whole == verity
                 assert (disks / tree).read_bytes()[: len(made)] == made
@@ -532,6 +532,19 @@ def test_a_signature_is_demanded_where_there_is_a_keyring(computer: Computer) ->
     source.keyring = computer.top / "none.gpg"
     with pytest.raises(TeguError, match="is not there"):
         source.describe()
+
+
+def test_two_upgrades_at_once_are_one_too_many(tmp_path: Path) -> None:
+    from tegu.host.upgrade.choose import _alone
+
+    with (
+        _alone(tmp_path / "lock"),
+        pytest.raises(UpgradeError, match="another upgrade is under way"),
+        _alone(tmp_path / "lock"),
+    ):
+        pass
+    with _alone(tmp_path / "lock"):
+        pass
 
 
 # What two roots share

@@ -52,8 +52,11 @@ def tree_size(data: int) -> int:
     return total * BLOCK
 
 
-def hash_tree(data: IO[bytes], size: int, salt: bytes, uuid: UUID) -> tuple[Verity, bytes]:
+def hash_tree(data: IO[bytes], size: int, salt: bytes) -> tuple[Verity, bytes]:
     """Return the root hash of the first `size` bytes of `data`, and the tree with its superblock.
+
+    The superblock's UUID follows from the salt, so that a machine that has data and salt can make
+    the tree, the same bytes.
 
     Raises BuildError when `size` is not two whole blocks or more, or `data` is shorter.
     """
@@ -78,6 +81,7 @@ def hash_tree(data: IO[bytes], size: int, salt: bytes, uuid: UUID) -> tuple[Veri
         if len(level) == _DIGEST:
             break
     verity = Verity(bytes(level).hex(), salt.hex(), size // BLOCK)
+    uuid = UUID(bytes=hashlib.sha256(b"verity superblock" + salt).digest()[:16], version=4)
     head = _SUPERBLOCK.pack(
         b"verity\0\0", 1, 1, uuid.bytes, b"sha256", BLOCK, BLOCK, verity.blocks, len(salt), salt
     )

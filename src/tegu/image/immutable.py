@@ -113,7 +113,7 @@ def make_slot(
         os.truncate(image, size)
         salt = hmac.digest(bytes.fromhex(spec.seed), f"verity {what}".encode(), "sha256")[:16]
         with image.open("rb") as data:
-            verity, tree = hash_tree(data, size, salt, spec.uuid(f"verity {what}"))
+            verity, tree = hash_tree(data, size, salt)
         (made / FILES["tree"]).write_bytes(tree)
         boot = build_kernel(
             root,

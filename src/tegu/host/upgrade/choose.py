@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tegu.errors import UnsupportedError, UpgradeError, UsageError
@@ -58,8 +62,8 @@ def upgrade(
     _whole(security=security)
     if not snapshot:
         raise UnsupportedError("the other slot is always written: what runs stays as it is")
-    _only_root()
-    return slots.upgrade(machine, _source(source, to), to=to, say=say)
+    with _alone():
+        return slots.upgrade(machine, _source(source, to), to=to, say=say)
 
 
 def roll_back(say: Say = lambda _: None) -> Outcome:
@@ -69,8 +73,8 @@ def roll_back(say: Say = lambda _: None) -> Outcome:
     machine = slots.slot_machine()
     if machine is None:
         return packages.roll_back(say)
-    _only_root()
-    return slots.roll_back(machine, say)
+    with _alone():
+        return slots.roll_back(machine, say)
 
 
 def boot_begins() -> str:
@@ -91,11 +95,17 @@ def boot_proved(*, reboot: bool = True) -> str:
     return slots.prove(machine, reboot=reboot)
 
 
-def _only_root() -> None:
-    import os
-
+@contextmanager
+def _alone(lock: Path = Path("/run/tegu/upgrade.lock")) -> Iterator[None]:
+    """Hold off every other upgrade of a slot; UpgradeError when one runs, or without root."""
     if os.geteuid() != 0:
         raise UpgradeError("only root may upgrade the machine", hint="sudo tegu upgrade")
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UpgradeError("another upgrade is under way", hint="wait for it") from e
+        yield
 
 
 def _only_slots(source: str | None) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
-from uuid import UUID
 
 from tegu.boot.slots import FILES, SlotFile, SlotImage
 from tegu.boot.verity import HEAD, hash_tree, top_matches
@@ -45,7 +44,7 @@ def write_slot(
             )
     with opened_device(tree, os.O_WRONLY) as fd:
         _write(fd, bytes(HEAD), 0)
-        os.fsync(fd)
+        _sync(fd)
     say(f"writing the root, {image.root.size >> 20} MiB")
     with opened_device(root, os.O_WRONLY) as fd, source.opened(FILES["root"]) as data:
         _stream(data, fd, image.root)
@@ -55,9 +54,9 @@ def write_slot(
         if not top_matches(head, image.verity):
             raise VerifyError(f"{FILES['tree']} is not the hash tree of {image.version}")
         say("reading it back")
-        _compare(image, root, fd, UUID(bytes=head[16:32]))
+        _compare(image, root, fd, head)
         _write(fd, head, 0)
-        os.fsync(fd)
+        _sync(fd)
 
 
 def read_boot(image: SlotImage, source: Source) -> bytes:
@@ -91,11 +90,11 @@ def _stream(data: IO[bytes], fd: int, file: SlotFile, *, keep: int = 0) -> bytes
         at += len(step)
     if data.read(1) or digest.hexdigest() != file.sha256:
         raise VerifyError(f"{file.file} is not what its description says")
-    os.fsync(fd)
+    _sync(fd)
     return head
 
 
-def _compare(image: SlotImage, root: Path, tree: int, uuid: UUID) -> None:
+def _compare(image: SlotImage, root: Path, tree: int, head: bytes) -> None:
     """Read from the disk what was written, and make its hash tree again."""
     with opened_device(root, os.O_RDONLY) as fd:
         with suppress(OSError):
@@ -104,18 +103,25 @@ def _compare(image: SlotImage, root: Path, tree: int, uuid: UUID) -> None:
         with os.fdopen(os.dup(fd), "rb", buffering=_STEP) as f:
             f.seek(0)
             salt = bytes.fromhex(image.verity.salt)
-            verity, again = hash_tree(f, image.root.size, salt, uuid)
+            verity, again = hash_tree(f, image.root.size, salt)
     if verity != image.verity:
         raise VerifyError(
             f"the root reads back with the root hash {verity.root_hash}, not the one written",
             hint="the disk does not keep what is written to it",
         )
-    written = os.pread(tree, len(again) - HEAD, HEAD)
-    if written != again[HEAD:]:
+    written = head + os.pread(tree, len(again) - HEAD, HEAD)
+    if written != again:
         raise VerifyError(
             "the hash tree does not read back as written, or is not that of the root",
             hint="try again; if it stays so, the disk or the image is damaged",
         )
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        raise UpgradeError(f"cannot write to the slot: {e.strerror}") from e
 
 
 def _write(fd: int, data: bytes, at: int) -> None:

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ uid = 1500
 
 CONFIG = """\
 source = "{url}/{{release}}"
-keyring = "/usr/share/keyrings/slots.gpg"
+keyring = "/run/test/slots.gpg"
 """
 
 SERVICE = """\
@@ -86,7 +87,16 @@ DefaultTimeoutStartSec=900s
 DefaultDeviceTimeoutSec=900s
 """
 
-STEPS = r"""#!/bin/sh
+# The steps come on a disk of their own, so that they may change without another image.
+START = """\
+#!/bin/sh
+until [ -e /dev/disk/by-id/virtio-source ]; do sleep 1; done
+mkdir -p /run/test
+tar -C /run/test -xf /dev/disk/by-id/virtio-source
+exec sh /run/test/steps
+"""
+
+STEPS = r"""
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 exec >/dev/ttyS0 2>&1 </dev/null
 say() { echo "@@ $*"; }
@@ -123,11 +133,11 @@ to() {
 case $(cat /home/step 2>/dev/null) in
 '')
     mkdir -p /etc/tegu /var/lib/app
-    tr -d '\000' </dev/disk/by-id/virtio-source >/etc/tegu/upgrade.toml
+    cp /run/test/upgrade.toml /etc/tegu/
     echo mine >/etc/mine
     echo kept >/var/lib/app/data
     echo 'me:x:1000:1000::/home/me:/bin/sh' >>/etc/passwd
-    : >/x && say "the root can be written to"
+    (: >/x) && say "the root can be written to"
     tegu upgrade --to 26.10 --json 2>&1 | tr -d '\n'
     echo
     to 26.12 ;;
@@ -158,19 +168,18 @@ esac
 """
 
 
-def build(place: Path, version: str, store: Store, keyring: Path, **more: str) -> Path:
+def build(place: Path, version: str, store: Store, **more: str) -> Path:
     """Build one version; returns the directory of its slot image, or its disk."""
     directory = place / version
     shutil.rmtree(directory, ignore_errors=True)
     files = directory / "files"
     system = "etc/systemd/system"
-    for path in ("usr/lib", "usr/share/keyrings", system, f"{system}.conf.d"):
+    for path in ("usr/lib", system, f"{system}.conf.d"):
         (files / path).mkdir(parents=True)
-    (files / "usr/lib/steps").write_text(STEPS)
+    (files / "usr/lib/steps").write_text(START)
     (files / "usr/lib/steps").chmod(0o755)
     (files / "etc/systemd/system/steps.service").write_text(SERVICE)
     (files / f"{system}.conf.d/timeouts.conf").write_text(TIMEOUTS)
-    shutil.copy(keyring, files / "usr/share/keyrings/slots.gpg")
     values = {"words": "", "units": '"steps.service"', "formats": '"raw", "slot"', "rest": ""}
     definition = directory / "tegu.toml"
     definition.write_text(DEFINITION.format(version=version, **(values | more)))
@@ -212,7 +221,7 @@ def test_forwards_back_and_cut(shared_store: Store, tmp_path: Path, monkeypatch)
     key, keyring = tmp_path / "signing.key", tmp_path / "slots.gpg"
     make_key(key, "Test <test@tegu.invalid>", days=100)
     keyring.write_bytes(load_signers([str(key)], tmp_path).public)
-    make = functools.partial(build, tmp_path / "made", store=shared_store, keyring=keyring)
+    make = functools.partial(build, tmp_path / "made", store=shared_store)
     disk = make("26.11")
     www = tmp_path / "www"
     bad = '"steps.service", "bad.service"'
@@ -229,8 +238,11 @@ def test_forwards_back_and_cut(shared_store: Store, tmp_path: Path, monkeypatch)
     said, took = "", 60.0
     source = tmp_path / "source"
     with served(www) as url:
-        config = CONFIG.format(url=url).encode()
-        source.write_bytes(config.ljust(4096, b"\0"))
+        (tmp_path / "steps").write_text(STEPS)
+        (tmp_path / "upgrade.toml").write_text(CONFIG.format(url=url))
+        with tarfile.open(source, "w") as archive:
+            for name in ("steps", "upgrade.toml", "slots.gpg"):
+                archive.add(tmp_path / name, name)
         for cut in range(CUTS + 1):
             options = QemuOptions(
                 image=disk, name="slots", persist=True, memory=768 << 20, cpus=1, firmware="uefi",

@@ -25,6 +25,7 @@ MIN_ESP_MIB = 16
 MIN_ROOT_MIB = {"ext4": 64, "xfs": 300, "btrfs": 128, "erofs": 16}
 # COMMAND_LINE_SIZE of x86 and arm64 is 2048 with the final NUL; the build adds root= and the like.
 MAX_CMDLINE = 1900
+_SLOT_WORDS = 300  # root hash, salt, and the partitions of the immutable layout
 _VOLATILE = ("/dev", "/proc", "/run", "/sys")
 _UNITS_MIB = {"M": 1, "G": 1024, "T": 1024 * 1024}
 
@@ -218,8 +219,9 @@ def _kernel(definition: Definition) -> Iterator[Flaw]:
             what = "has a space in it outside of double quotes"
             yield Flaw(here, what, "give each parameter an entry of its own")
     length = len(" ".join(kernel.cmdline).encode())
-    if length > MAX_CMDLINE:
-        what = f"is {length} bytes long; the kernel takes 2048, of which {MAX_CMDLINE} are free"
+    free = MAX_CMDLINE - (_SLOT_WORDS if definition.image.layout == "immutable" else 0)
+    if length > free:
+        what = f"is {length} bytes long; the kernel takes 2048, of which {free} are free"
         yield Flaw(("kernel", "cmdline"), what)
     refused = set(map(_module, kernel.blacklist))
     for key in ("load", "modules"):
@@ -269,8 +271,9 @@ def _image(definition: Definition) -> Iterator[Flaw]:
         what = "machines of the plain layout make boot files themselves, and have no key"
         yield Flaw(("image", "secure_boot_key"), what, 'set layout = "immutable"')
     if (keys[0] is None) != (keys[1] is None):
-        missing = "secure_boot_key" if keys[0] is None else "secure_boot_certificate"
-        yield Flaw(("image",), f"{missing} is missing: key and certificate belong together")
+        names = ("secure_boot_key", "secure_boot_certificate")
+        there, missing = names if keys[1] is None else names[::-1]
+        yield Flaw(("image", there), f"needs {missing} beside it")
     if image.filesystem == "erofs" and image.grow and image.layout == "plain":
         what = "erofs is read-only and can not grow"
         yield Flaw(("image", "grow"), what, "set grow = false, or take another filesystem")
@@ -281,7 +284,7 @@ def _image(definition: Definition) -> Iterator[Flaw]:
     size = mebibytes(image.size)
     needed = esp + MIN_ROOT_MIB[image.filesystem]
     if image.layout == "immutable":
-        needed += 2 * (mebibytes(image.slot_size) or 0) + MIN_ROOT_MIB["ext4"]
+        needed = esp + 2 * (mebibytes(image.slot_size) or 0) + MIN_ROOT_MIB["ext4"]
     if size is not None and size < needed:
         what = f"{image.size} can not hold an ESP of {image.esp_size} and a root"
         hint = f"{image.filesystem} needs a disk of at least {needed}M, or 'minimal'"

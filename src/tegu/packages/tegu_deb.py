@@ -42,6 +42,7 @@ MODULES = (
     "py.typed",
     "cli/__init__.py",
     "cli/agent.py",
+    "cli/autoupgrade.py",
     "cli/doctor.py",
     "cli/fn.py",
     "cli/front.py",

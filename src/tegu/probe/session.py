@@ -16,6 +16,7 @@ from tegu.linux import libc
 from tegu.linux.libbpf import BpfMap, BpfObject, KernelTypes, RingBuffer
 from tegu.probe.groups import CgroupNames, Selection
 from tegu.probe.objects import object_data
+from tegu.probe.reading import Reading
 from tegu.probe.recording import FORMAT, Record
 from tegu.probe.symbols import Symbols
 from tegu.probe.tool import CONFIG, Names, Settings, Tool
@@ -136,19 +137,11 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
 
     It ends after `settings.seconds`, or soon after `stop` is set. Raises UnsupportedError.
     """
+    if isinstance(tool, Reading):
+        yield from _read(tool, settings, stop)
+        return
     with _ahead(), Session(tool, settings) as session:
-        yield {
-            "type": "header",
-            "tegu_probe": FORMAT,
-            "tool": tool.name,
-            "host": platform.node(),
-            "kernel": platform.release(),
-            "started": time.time(),
-            "threshold_ns": session.threshold_ns,
-            "cgroup": settings.cgroup,
-            "pid": settings.pid or None,
-            "seconds": settings.seconds,
-        }
+        yield _header(tool, settings, session.threshold_ns)
         # The kernel's stamps are of CLOCK_MONOTONIC; a reader wants the time of day.
         offset = time.time() - time.monotonic()
         if not tool.instant:
@@ -176,6 +169,45 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
         yield {"type": "end", "seconds": round(seconds, 3), "lost": lost}
 
 
+def _header(tool: Tool, settings: Settings, threshold_ns: int) -> Record:
+    return {
+        "type": "header",
+        "tegu_probe": FORMAT,
+        "tool": tool.name,
+        "host": platform.node(),
+        "kernel": platform.release(),
+        "started": time.time(),
+        "threshold_ns": threshold_ns,
+        "cgroup": settings.cgroup,
+        "pid": settings.pid or None,
+        "seconds": settings.seconds,
+    }
+
+
+def _read(tool: Reading, settings: Settings, stop: threading.Event) -> Iterator[Record]:
+    """Look, wait, look again; there is nothing that could be lost."""
+    reason = tool.unavailable()
+    if reason:
+        raise UnsupportedError(reason)
+    began = time.monotonic()
+    first = last = tool.look(settings)
+    yield _header(tool, settings, settings.threshold_ns or tool.threshold_ns or 0)
+    while not (tool.instant or stop.is_set()):
+        left = _POLL_SECONDS
+        if settings.seconds is not None:
+            left = began + settings.seconds - time.monotonic()
+        for event in tool.between():
+            yield {"type": "event", "tool": tool.name, "time": round(time.time(), 6), **event}
+        if left <= 0:
+            break
+        stop.wait(min(_POLL_SECONDS, left))
+    seconds = time.monotonic() - began
+    if not tool.instant:
+        last = tool.look(settings)
+    yield {"type": "summary", "tool": tool.name, **tool.compare(first, last, seconds)}
+    yield {"type": "end", "seconds": round(seconds, 3), "lost": 0}
+
+
 @contextmanager
 def _ahead() -> Iterator[None]:
     """Let this process go before others, where it may."""
@@ -197,6 +229,8 @@ def _stamped(event: Record, offset: float) -> Record:
 
 def availability(tool: Tool) -> str:
     """Say why the tool does not work here; nothing when it was loaded and attached."""
+    if isinstance(tool, Reading):
+        return tool.unavailable()
     try:
         Session(tool, Settings()).close()
     except UnsupportedError as e:

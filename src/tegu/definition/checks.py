@@ -15,6 +15,7 @@ from tegu.definition.architecture import ARCHITECTURES
 from tegu.definition.locate import Location
 from tegu.definition.models import DEFAULT_KEYRING, Definition, File
 from tegu.definition.problems import Flaw, nearest, shown_path
+from tegu.definition.slots import slot_flaws
 
 __all__ = ["DISK_FORMATS", "flaws", "mebibytes"]
 
@@ -261,19 +262,7 @@ def _image(definition: Definition) -> Iterator[Flaw]:
         if firmware not in known:
             what = f"{architecture} machines have no {firmware}; they have {', '.join(known)}"
             yield Flaw(("image", "firmware", index), what)
-    if image.layout == "immutable":
-        yield from _slots(definition)
-    elif "slot" in image.formats:
-        what = "a slot image is of the immutable layout"
-        yield Flaw(("image", "formats"), what, 'set layout = "immutable"')
-    keys = (image.secure_boot_key, image.secure_boot_certificate)
-    if keys[0] is not None and image.layout == "plain":
-        what = "machines of the plain layout make boot files themselves, and have no key"
-        yield Flaw(("image", "secure_boot_key"), what, 'set layout = "immutable"')
-    if (keys[0] is None) != (keys[1] is None):
-        names = ("secure_boot_key", "secure_boot_certificate")
-        there, missing = names if keys[1] is None else names[::-1]
-        yield Flaw(("image", there), f"needs {missing} beside it")
+    yield from slot_flaws(definition)
     if image.filesystem == "erofs" and image.grow and image.layout == "plain":
         what = "erofs is read-only and can not grow"
         yield Flaw(("image", "grow"), what, "set grow = false, or take another filesystem")
@@ -297,25 +286,6 @@ def _image(definition: Definition) -> Iterator[Flaw]:
         yield Flaw(("kernel", "package"), what, "without a kernel: directory, tar, oci")
     if disks and not image.firmware:
         yield Flaw(("image", "firmware"), f"{disks[0]} needs at least one firmware to boot under")
-
-
-def _slots(definition: Definition) -> Iterator[Flaw]:
-    image = definition.image
-    if image.filesystem != "erofs":
-        what = f"a slot of the immutable layout is erofs, not {image.filesystem}"
-        yield Flaw(("image", "filesystem"), what, "leave it out")
-    if image.firmware != ["uefi"]:
-        what = "the immutable layout boots under UEFI only: its boot loader counts tries"
-        yield Flaw(("image", "firmware"), what, 'set firmware = ["uefi"]')
-    if image.slot_size == "minimal":
-        what = "later versions must fit in a slot: it needs a size"
-        yield Flaw(("image", "slot_size"), what, "such as 2G")
-    if definition.kernel.initrd != "minimal":
-        what = "the immutable layout needs an initrd: it opens the slot"
-        yield Flaw(("kernel", "initrd"), what, 'set initrd = "minimal"')
-    if definition.kernel.package is None:
-        what = "is 'none', but the immutable layout boots"
-        yield Flaw(("kernel", "package"), what)
 
 
 def _hardening(definition: Definition) -> Iterator[Flaw]:

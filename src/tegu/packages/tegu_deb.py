@@ -325,6 +325,10 @@ License: Apache-2.0
 
 _OVERRIDES = """# The root file system grows before other units write to it.
 tegu: systemd-service-file-refers-to-unusual-wantedby-target local-fs.target [*tegu-grow.service]
+# It mounts the image's database, and reads nothing in it.
+tegu: uses-dpkg-database-directly [usr/lib/python3/dist-packages/tegu/boot/init.sh]
+# A slot on trial that ends there starts again.
+tegu: systemd-service-file-refers-to-unusual-wantedby-target * [*tegu-upgrade-emergency.service]
 # The first scripts of the initrds, where busybox is /bin/busybox.
 tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/boot/init.sh]
 tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/host/kdump/capture.sh]

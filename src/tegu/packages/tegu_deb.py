@@ -55,6 +55,7 @@ MODULES = (
     "cli/qos.py",
     "cli/sandbox.py",
     "cli/sandbox_saved.py",
+    "cli/sandbox_template.py",
     "cli/tune.py",
     "cli/upgrade.py",
 )

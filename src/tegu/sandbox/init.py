@@ -16,7 +16,7 @@ import select
 from tegu.linux import openat
 from tegu.sandbox import wireless
 
-__all__ = ["become_user", "program", "rehearse", "serve", "user_of"]
+__all__ = ["become_user", "change_path", "program", "rehearse", "serve", "user_of"]
 
 _RESET = (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGHUP)
 _HIGH = 64
@@ -319,8 +319,14 @@ def _change(box: _Box, op: str, arguments: list[str]) -> None:
         _quietly(-1, _signal.SIGSTOP)
     elif op == "resume":
         _quietly(-1, _signal.SIGCONT)
-    elif op in ("mkdir", "remove"):
-        fd, name = _place(box, arguments[0])
+    else:
+        change_path(box.root, op, arguments)
+
+
+def change_path(root: int, op: str, arguments: list[str]) -> None:
+    """mkdir, remove or rename below the directory `root`; raises OSError."""
+    if op in ("mkdir", "remove"):
+        fd, name = _place(root, arguments[0])
         try:
             if op == "mkdir":
                 os.mkdir(name, 0o755, dir_fd=fd)
@@ -329,9 +335,9 @@ def _change(box: _Box, op: str, arguments: list[str]) -> None:
         finally:
             os.close(fd)
     elif op == "rename":
-        fd, name = _place(box, arguments[0])
+        fd, name = _place(root, arguments[0])
         try:
-            to, new = _place(box, arguments[1])
+            to, new = _place(root, arguments[1])
             try:
                 os.rename(name, new, src_dir_fd=fd, dst_dir_fd=to)
             finally:
@@ -342,10 +348,10 @@ def _change(box: _Box, op: str, arguments: list[str]) -> None:
         raise OSError(38, f"no such order: {op}")
 
 
-def _place(box: _Box, path: str) -> tuple[int, str]:
+def _place(root: int, path: str) -> tuple[int, str]:
     """Open the directory that a path's last name is in; return it, and that name."""
     directory, _, name = path.rstrip("/").rpartition("/")
-    return openat.open_in_root(box.root, directory or "/", os.O_PATH | os.O_DIRECTORY), name
+    return openat.open_in_root(root, directory or "/", os.O_PATH | os.O_DIRECTORY), name
 
 
 def _remove(directory: int, name: str) -> None:

@@ -23,13 +23,16 @@ from tegu.errors import SandboxError, TeguError, UnsupportedError
 from tegu.linux.cgroups import Group, Groups
 from tegu.sandbox import doctor
 from tegu.sandbox.box import Box
+from tegu.sandbox.gvisor.spawn import OVERHEAD as GVISOR_OVERHEAD
+from tegu.sandbox.gvisor.spawn import THREADS, Gvisors
 from tegu.sandbox.native import find_launcher, open_launcher
 from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
 from tegu.sandbox.spec import BoxSpec, Limits
 from tegu.sandbox.template import Template, find_template
 from tegu.sandbox.users import Users
-from tegu.sandbox.vm.spawn import KINDS, OVERHEAD, Machines, reap_orphans
+from tegu.sandbox.vm.spawn import KINDS, Machines, reap_orphans
+from tegu.sandbox.vm.spawn import OVERHEAD as MACHINE_OVERHEAD
 
 __all__ = ["Supervisor", "main"]
 
@@ -38,6 +41,8 @@ _FILL_AFTER = 0.006
 _ZYGOTE_IDLE = 60.0
 """Seconds after which the zygote of a directory is let go unless it is used."""
 _INODES_PER_BYTE = 1 / 4096
+_OVERHEAD = {**dict.fromkeys(KINDS, MACHINE_OVERHEAD), "gvisor": GVISOR_OVERHEAD}
+"""Bytes that what holds a box may take beside its limit."""
 
 
 class Supervisor:
@@ -55,7 +60,9 @@ class Supervisor:
         self.last_use = time.monotonic()
         self._warm = warm
         state = os.environ.get("TEGU_SANDBOX_STATE")
-        self.machines = Machines(Path(state) if state and os.access(state, os.W_OK) else None)
+        place = Path(state) if state and os.access(state, os.W_OK) else None
+        self.machines = Machines(place)
+        self.gvisors = Gvisors(place)
         self._users = Users(privileged=privileged)
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Task[Zygote]] = {}
@@ -76,12 +83,16 @@ class Supervisor:
         """Whether boxes like `spec` can be made at once."""
         if spec.kind == "process":
             return True
+        if spec.kind == "gvisor":
+            return self.gvisors.ready
         return spec.kind not in KINDS and self.zygote_now(spec.template) is not None
 
     async def prepare(self, spec: BoxSpec) -> None:
         """Start the zygote, or boot the microVM, that boxes like `spec` are copies of."""
         if spec.kind in KINDS:
             await self.machines.prepare(spec)
+        elif spec.kind == "gvisor":
+            await self.gvisors.prepare()
         elif spec.kind != "process":
             await self.zygote(spec.template)
 
@@ -187,7 +198,7 @@ class Supervisor:
         """Have a box cloned by its template's zygote, which must be ready."""
         if self._closing:
             raise SandboxError("the supervisor is ending")
-        if spec.kind in KINDS or spec.kind == "process":
+        if spec.kind != "container":
             return self._make_process(spec)
         zygote = self.zygote_now(spec.template)
         if zygote is None:
@@ -227,24 +238,28 @@ class Supervisor:
         return box
 
     def _make_process(self, spec: BoxSpec) -> Box:
-        """Start what holds a microVM or a confined process, in a group of its own where version 2
-        is."""
+        """Start what holds a microVM, a gVisor or a confined process, in a group of its own where
+        version 2 is."""
         self._next += 1
         box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
         self.boxes[box.name] = box
         try:
+            pids = spec.limits.pids + THREADS * (spec.kind == "gvisor")
             if spec.kind in KINDS:
                 self.machines.start(box)
+            elif spec.kind == "gvisor":
+                if self.groups.provider("pids") == "cgroup v1":
+                    box.gate = lambda passed: self._count(box, pids, passed)
+                self.gvisors.start(box)
             else:
                 self._users.start(box)
             if self.groups.provider("pids") == "cgroup v2":
                 memory = spec.limits.memory
-                machine = spec.kind in KINDS
                 box.group = self.groups.create(
                     box.name,
-                    memory=memory and memory + OVERHEAD * machine,
+                    memory=memory and memory + _OVERHEAD.get(spec.kind, 0),
                     cpus=spec.limits.cpus,
-                    pids=None if machine else spec.limits.pids,
+                    pids=None if spec.kind in KINDS else pids,
                 )
                 if box.pid:
                     box.group.attach(box.pid)
@@ -323,11 +338,10 @@ class Supervisor:
         pids = self.groups.provider("pids")
         if pids == "cgroup v2" or not (more or pids):
             return False
-        machine = spec.kind in KINDS
         if not box.ready:
             return True
         if more:
-            memory = limits.memory + OVERHEAD if machine and limits.memory else limits.memory
+            memory = limits.memory and limits.memory + _OVERHEAD.get(spec.kind, 0)
             group = self.groups.create(box.name, memory=memory, cpus=limits.cpus, pids=None)
             group.attach(box.pid)
             box.join(group)
@@ -336,7 +350,7 @@ class Supervisor:
     def _pool(self, spec: BoxSpec) -> Pool | None:
         """Return the pool whose boxes fit: those that are asked for as they come."""
         limits = spec.limits
-        if spec.kind in KINDS or spec.kind == "process":
+        if spec.kind != "container":
             return None
         plain = spec.timeout is None and (limits.memory is None and limits.cpus is None)
         second = self.groups.provider("pids") == "cgroup v2"

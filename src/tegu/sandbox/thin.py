@@ -39,8 +39,8 @@ with it. Its standard streams are yours; its exit code is the result (128 + N af
       --json           print the outcome as JSON on stderr when it has ended
   -h, --help           this text
 
-Examples: tegu run --memory 256M --timeout 10 -- python3 -c 'print(1 + 1)'
-          tegu run --image oci:/srv/images/app:v1 -- sh -c 'id; pwd'
+Example: tegu run --memory 256M --timeout 10 -- python3 -c 'print(1 + 1)'
+         tegu run --image oci:/srv/images/app:v1 -- sh -c 'id; pwd'
 """
 _OPTIONS = {
     "-t": "template",

@@ -47,7 +47,7 @@ root.path | text | honoured |
 root.readonly | flag | honoured |
 hostname | text | honoured | needs a uts namespace
 domainname | text | honoured | needs a uts namespace
-annotations | map | harmless | shown by `state` and given to hooks; none changes what is done
+annotations | map | honoured | `io.tegu.class` (see "Classes"); others are shown by `state` and given to hooks
 mounts | objects | honoured | in the order they stand in
 mounts[].destination | text | honoured | followed inside the root only
 mounts[].source | text | honoured |

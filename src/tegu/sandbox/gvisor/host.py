@@ -318,10 +318,10 @@ def _serve(
     try:
         bundle.furnish(spec)
         options = [f"--root={bundle.STATE}/root", f"--platform={platform}", "--network=none"]
-        # Shared, as files are also read and written from outside.
-        words_of_runsc = [runsc, *options, "--ignore-cgroups", "--file-access=shared"]
+        # Files are also read and written from outside; later versions would keep writes inside.
+        options += ["--ignore-cgroups", "--file-access=shared", "--overlay2=none"]
         poll = select.poll()
-        held = _Held(link, spec, words_of_runsc, poll)
+        held = _Held(link, spec, [runsc, *options], poll)
     except (OSError, TeguError) as e:
         where = f"{e.filename}: " if isinstance(e, OSError) and e.filename else ""
         text = e.strerror or str(e) if isinstance(e, OSError) else str(e)

@@ -21,7 +21,8 @@ from tests.oci.conftest import SCRIPT, until
 from tegu.sandbox.gvisor.trial import try_runsc
 
 BUSYBOX = Path("/bin/busybox")
-APPLETS = "sh cat echo id ls sleep grep touch hostname ip true uname".split()
+APPLETS = ["sh", "cat", "echo", "id", "ls", "sleep", "grep", "touch", "hostname", "ip", "true"]
+APPLETS.append("uname")
 
 pytestmark = [
     pytest.mark.slow,

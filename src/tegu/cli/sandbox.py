@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tegu.cli.sandbox_install import install
 from tegu.cli.sandbox_saved import add_to
 from tegu.cli.sandbox_template import app as template_app
 from tegu.cli.sandbox_template import template_options
@@ -19,6 +20,7 @@ app = typer.Typer(no_args_is_help=True)
 run_app = typer.Typer()
 add_to(app)
 app.add_typer(template_app, name="template")
+app.command("install", epilog="Example: tegu sandbox install --for containerd --apply")(install)
 
 
 @app.callback()

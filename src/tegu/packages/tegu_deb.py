@@ -54,6 +54,7 @@ MODULES = (
     "cli/probe.py",
     "cli/qos.py",
     "cli/sandbox.py",
+    "cli/sandbox_install.py",
     "cli/sandbox_saved.py",
     "cli/sandbox_template.py",
     "cli/tune.py",

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sandbox.conftest import until
 from tests.sandbox.image_kit import Made, entry, link, make_layout, registry, sha256, tar
 
 from tegu.errors import (
@@ -29,6 +30,7 @@ from tegu.sandbox import Sandbox, run
 from tegu.sandbox.client import box_spec
 from tegu.sandbox.images import add_image, find_image, image_names, list_images, remove_image
 from tegu.sandbox.images.catalog import catalog
+from tegu.sandbox.images.catalog import sweep as catalog_sweep
 from tegu.sandbox.images.source import parse_source
 
 BUSYBOX = Path("/bin/busybox")
@@ -173,6 +175,26 @@ def test_a_name_is_renewed(app: Made, state: Path, tmp_path: Path) -> None:
     assert second.left_out == {}
     with pytest.raises(UsageError, match="names no program"):
         second.command([])
+
+
+@skopeo
+def test_a_box_keeps_its_tree(app: Made, path: Path, tmp_path: Path) -> None:
+    image = add_image("short", f"oci:{app.path}:v1")
+    with Sandbox.create("short", timeout=300) as box:
+        remove_image("short")
+        assert image_names() == []
+        assert box.run("cat /data/mine; ls -d /bin/cat").text == "mine/bin/cat\n"
+        # Somebody's adding and removing of others does not take it either.
+        other = make_layout(tmp_path / "other", [tar(entry("bin/only", b""))])
+        add_image("other", f"oci:{other.path}")
+        assert box.run(["ls", "/bin/cat"]).text == "/bin/cat\n"
+    remove_image("other")
+    assert until(lambda: _gone(image.root))
+
+
+def _gone(root: Path) -> bool:
+    catalog_sweep()
+    return not root.exists()
 
 
 @skopeo

@@ -25,6 +25,7 @@ from tegu.sandbox import doctor
 from tegu.sandbox.box import Box
 from tegu.sandbox.gvisor.spawn import OVERHEAD as GVISOR_OVERHEAD
 from tegu.sandbox.gvisor.spawn import THREADS, Gvisors
+from tegu.sandbox.inuse import InUse
 from tegu.sandbox.native import find_launcher, open_launcher
 from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
@@ -64,6 +65,7 @@ class Supervisor:
         self.machines = Machines(place)
         self.gvisors = Gvisors(place)
         self._users = Users(privileged=privileged)
+        self._trees = InUse()
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Task[Zygote]] = {}
         self._pools: dict[tuple[object, ...], Pool] = {}
@@ -203,9 +205,7 @@ class Supervisor:
         zygote = self.zygote_now(spec.template)
         if zygote is None:
             raise SandboxError(f"template {spec.template}: its zygote has ended")
-        self._next += 1
-        box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
-        self.boxes[box.name] = box
+        box = self._new_box(spec)
         limits = spec.limits
         order = (
             str(limits.disk),
@@ -237,12 +237,16 @@ class Supervisor:
             box.gate = lambda passed: self._count(box, limits.pids, passed)
         return box
 
-    def _make_process(self, spec: BoxSpec) -> Box:
-        """Start what holds a microVM, a gVisor or a confined process, in a group of its own where
-        version 2 is."""
+    def _new_box(self, spec: BoxSpec) -> Box:
         self._next += 1
         box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
         self.boxes[box.name] = box
+        return box
+
+    def _make_process(self, spec: BoxSpec) -> Box:
+        """Start what holds a microVM, a gVisor or a confined process, in a group of its own where
+        version 2 is."""
+        box = self._new_box(spec)
         try:
             pids = spec.limits.pids + THREADS * (spec.kind == "gvisor")
             if spec.kind in KINDS:
@@ -321,6 +325,11 @@ class Supervisor:
             self._loop.call_later(_FILL_AFTER, self._fill)
         if box is None:
             box = self.make(spec)
+        try:
+            self._trees.hold(spec.template, box.name)  # one made ahead does not keep it
+        except OSError as e:
+            box.kill()
+            raise SandboxError(f"template {spec.template}: {e.strerror}") from e
         return box
 
     def limit(self, box: Box, spec: BoxSpec) -> bool:
@@ -379,6 +388,7 @@ class Supervisor:
 
     def _ended(self, box: Box) -> None:
         self.boxes.pop(box.name, None)
+        self._trees.release(box.spec.template, box.name)
         if box.spec.kind == "process":
             self._users.ended(box)
         if box.state == "dead" and box.owner is None:

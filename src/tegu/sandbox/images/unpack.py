@@ -20,6 +20,7 @@ from tegu.sandbox.images.accounts import Account, find_account
 from tegu.sandbox.images.layers import apply_layer
 from tegu.sandbox.images.layout import Image
 from tegu.sandbox.images.packed import Budget, Packed
+from tegu.sandbox.inuse import is_free
 
 __all__ = ["Unpacked", "drop_trees", "unpack"]
 
@@ -60,14 +61,18 @@ def unpack(
 
 
 def drop_trees(trees: list[Path]) -> None:
-    """Remove trees, whoever their files belong to: each out of sight first, then for good."""
+    """Remove trees that no box uses, whoever their files belong to: out of sight, then for good."""
 
     def work(_: Callable[[Any], None]) -> None:
         for tree in trees:
             gone = tree.with_name(f".gone-{tree.name}")
-            with suppress(FileNotFoundError):
-                tree.rename(gone)
-            _remove(gone)
+            if is_free(tree):
+                with suppress(FileNotFoundError):
+                    tree.rename(gone)
+                if is_free(gone):
+                    _remove(gone)
+                else:
+                    gone.rename(tree)  # a box was faster
 
     if trees:
         run_isolated(work)
@@ -154,7 +159,8 @@ def _appearing(tree: Path) -> Iterator[Path]:
     for left in tree.parent.glob(".new-*"):
         _remove_unless_held(left)
     for left in tree.parent.glob(".gone-*"):
-        _remove(left)
+        if is_free(left):
+            _remove(left)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=tree.parent))
     lock = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(lock, fcntl.LOCK_EX)

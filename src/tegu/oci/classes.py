@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import UnsupportedError, UsageError
 from tegu.oci.config import checked, read_json
 from tegu.oci.state import Container, OciError, write_whole
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError, UnsupportedError, UsageError
 from tegu.oci import arguments
 from tegu.oci.state import OCI_VERSION, Container, OciError, default_root, now
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

@@ -8,10 +8,9 @@ the specification lets a runtime ignore it, but a limit or a mask that is ignore
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tegu.errors import TeguError, UnsupportedError
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import UnsupportedError, UsageError
 from tegu.oci.cgroups import Cgroups
@@ -13,6 +12,7 @@ from tegu.oci.classes import GVisor
 from tegu.oci.fields import check
 from tegu.oci.state import OCI_VERSION, OciError, containers
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

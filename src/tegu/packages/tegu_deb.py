@@ -55,7 +55,9 @@ MODULES = (
     "cli/probe.py",
     "cli/qos.py",
     "cli/sandbox.py",
+    "cli/sandbox_install.py",
     "cli/sandbox_saved.py",
+    "cli/sandbox_template.py",
     "cli/tune.py",
     "cli/upgrade.py",
 )
@@ -208,6 +210,8 @@ def _entries(timestamp: int) -> Iterator[DebEntry]:
         yield DebEntry(f"{_LIBRARY}/{name}", content, mode=0o755 if script else 0o644)
     yield DebEntry("/usr/bin/tegu", _ENTRY.encode(), mode=0o755)
     yield DebEntry("/usr/bin/tegu-oci", _OCI_ENTRY.encode(), mode=0o755)
+    gvisor = _OCI_ENTRY.replace("import main", "import gvisor").replace("main()", "gvisor()")
+    yield DebEntry("/usr/bin/tegu-oci-gvisor", gvisor.encode(), mode=0o755)
     files = _source() / "host" / "files"
     for path in sorted(files.rglob("*")):
         target = f"/{path.relative_to(files)}"

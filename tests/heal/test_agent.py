@@ -58,7 +58,8 @@ def test_a_damaged_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_it_stays_up(tmp_path: Path) -> None:
     said: list[str] = []
-    agent = Agent(database=tmp_path / "history", journal=tmp_path / "journal", tell=said.append)
+    agent = Agent(database=tmp_path / "history", journal=tmp_path / "journal",
+                  state=tmp_path / "state", tell=said.append)  # fmt: skip
 
     def raises(_: object) -> list[Finding]:
         raise RuntimeError("oh")
@@ -75,7 +76,8 @@ def test_it_stays_up(tmp_path: Path) -> None:
 
 def test_a_full_disk_under_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    agent = Agent(database=tmp_path / "history", journal=tmp_path / "journal", tell=said.append)
+    agent = Agent(database=tmp_path / "history", journal=tmp_path / "journal",
+                  state=tmp_path / "state", tell=said.append)  # fmt: skip
     agent._rules = []
 
     def full(self: History) -> None:
@@ -97,6 +99,7 @@ def test_a_full_disk_under_the_history(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_real_one(tmp_path: Path) -> None:
     path = tmp_path / "history"
     argv = [sys.executable, "-m", "tegu", "agent", "run", "--every", "2", "--database", str(path)]
+    argv += ["--state", str(tmp_path / "state")]
     agent = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:
         assert agent.stdout is not None

@@ -24,6 +24,7 @@ from tegu.heal.look import Look
 from tegu.heal.policy import load_policy
 from tegu.heal.repair import Repair, repair
 from tegu.heal.rules import RULES, find_rule
+from tegu.heal.state import STATE, Tally, write_state
 from tegu.linux import libc
 
 __all__ = ["Agent", "run_agent"]
@@ -41,6 +42,7 @@ class Agent:
         every: float = 15.0,
         database: Path = HISTORY,
         journal: Path | None = None,
+        state: Path = STATE,
         tell: Callable[[str], None] = lambda line: print(line, flush=True),
     ) -> None:
         self.every = every
@@ -49,6 +51,8 @@ class Agent:
         self._journal = Journal() if journal is None else Journal(journal)
         self._database = database
         self._history: History | None = None
+        self._state = state
+        self._tally = Tally()
         self._said: set[str] = set()
         self._before = snapshot.take()
 
@@ -61,8 +65,14 @@ class Agent:
             self._once(f"the rule {name} failed: {why}")
         for change in self._note(diagnosis):
             self._tell(f"{change.what}: {change.severity}: {change.title}")
-        for done in self._repair(diagnosis):
+        repairs = self._repair(diagnosis)
+        for done in repairs:
             self._tell(f"{done.outcome}: {done.remedy} for {done.finding.key} {done.detail}")
+        self._tally.add(diagnosis, repairs)
+        try:
+            write_state(self._state, diagnosis, after, self._tally, self.every)
+        except OSError as e:
+            self._once(f"no state for exports: {self._state}: {e.strerror}")
         return diagnosis
 
     def _note(self, diagnosis: Diagnosis) -> list[Change]:
@@ -151,7 +161,7 @@ def _triggers() -> Iterator[list[int]]:
             os.close(fd)
 
 
-def run_agent(every: float = 15.0, database: Path = HISTORY) -> None:
+def run_agent(every: float = 15.0, database: Path = HISTORY, state: Path = STATE) -> None:
     """Run until SIGINT or SIGTERM."""
     import signal
 
@@ -164,7 +174,7 @@ def run_agent(every: float = 15.0, database: Path = HISTORY) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, told)
-    agent = Agent(every=every, database=database)
+    agent = Agent(every=every, database=database, state=state)
     print(f"looking every {every:g} s by {len(RULES)} rules", flush=True)
     try:
         agent.run(stop, reader)

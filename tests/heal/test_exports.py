@@ -58,6 +58,7 @@ def state(tmp_path: Path) -> Path:
         database=tmp_path / "history",
         journal=tmp_path / "journal",
         state=path,
+        closer=lambda _, found: list(found),
         tell=lambda _: None,
     )
     agent._rules = [
@@ -334,6 +335,7 @@ def test_a_state_that_cannot_be_written(tmp_path: Path) -> None:
         database=tmp_path / "history",
         journal=tmp_path / "journal",
         state=tmp_path / "file/state",
+        closer=lambda _, found: list(found),
         tell=said.append,
     )
     agent._rules = []

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tegu.errors import TeguError
 from tegu.heal import snapshot
-from tegu.heal.doctor import Diagnosis, examine
+from tegu.heal.closer import Closer, LookCloser
+from tegu.heal.doctor import Diagnosis, closely, examine
 from tegu.heal.history import HISTORY, Change, History
 from tegu.heal.journal import Journal
 from tegu.heal.look import Look
@@ -43,6 +44,7 @@ class Agent:
         database: Path = HISTORY,
         journal: Path | None = None,
         state: Path = STATE,
+        closer: LookCloser | None = None,
         tell: Callable[[str], None] = lambda line: print(line, flush=True),
     ) -> None:
         self.every = every
@@ -52,6 +54,7 @@ class Agent:
         self._database = database
         self._history: History | None = None
         self._state = state
+        self._closer = closer or Closer()
         self._tally = Tally()
         self._said: set[str] = set()
         self._before = snapshot.take()
@@ -59,7 +62,8 @@ class Agent:
     def step(self) -> Diagnosis:
         """Look once: from the last snapshot to now; note, and repair what may be."""
         after = snapshot.take()
-        diagnosis = examine(Look(self._before, after), self._rules)
+        seen = Look(self._before, after)
+        diagnosis = self._closely(seen, examine(seen, self._rules))
         self._before = after
         for name, why in diagnosis.failures.items():
             self._once(f"the rule {name} failed: {why}")
@@ -74,6 +78,16 @@ class Agent:
         except OSError as e:
             self._once(f"no state for exports: {self._state}: {e.strerror}")
         return diagnosis
+
+    def _closely(self, seen: Look, diagnosis: Diagnosis) -> Diagnosis:
+        """Let probes say what they know where there is pressure; without them, go on."""
+        try:
+            found = closely(seen, diagnosis, self._closer)
+        except Exception as e:  # noqa: BLE001 - as a rule's: it must not end what looks
+            self._once(f"no closer look: {type(e).__name__}: {e}".split("\n", 1)[0])
+            return diagnosis
+        self._said = {line for line in self._said if not line.startswith("no closer look")}
+        return found
 
     def _note(self, diagnosis: Diagnosis) -> list[Change]:
         try:

@@ -49,6 +49,9 @@ def off() -> None:
 @app.command(epilog="Example: tegu agent run --every 5")
 def run(
     every: float = typer.Option(15.0, min=2, max=3600, help="Seconds between looks."),
+    closer: bool = typer.Option(
+        True, help="Where tasks wait a lot, let a probe look for 3 s, at most once in 5 minutes."
+    ),
     database: _DATABASE = None,
     state: _STATE = None,
 ) -> None:
@@ -60,7 +63,7 @@ def run(
     from tegu.heal.history import HISTORY
     from tegu.heal.state import STATE
 
-    run_agent(every, database or HISTORY, state or STATE)
+    run_agent(every, database or HISTORY, state or STATE, closer=closer)
 
 
 @app.command(epilog="Example: tegu agent history --top 20")

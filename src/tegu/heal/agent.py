@@ -175,8 +175,10 @@ def _triggers() -> Iterator[list[int]]:
             os.close(fd)
 
 
-def run_agent(every: float = 15.0, database: Path = HISTORY, state: Path = STATE) -> None:
-    """Run until SIGINT or SIGTERM."""
+def run_agent(
+    every: float = 15.0, database: Path = HISTORY, state: Path = STATE, *, closer: bool = True
+) -> None:
+    """Run until SIGINT or SIGTERM. With `closer`, probes look where there is pressure."""
     import signal
 
     stop = threading.Event()
@@ -188,7 +190,12 @@ def run_agent(every: float = 15.0, database: Path = HISTORY, state: Path = STATE
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, told)
-    agent = Agent(every=every, database=database, state=state)
+    agent = Agent(
+        every=every,
+        database=database,
+        state=state,
+        closer=None if closer else lambda _, found: list(found),
+    )
     print(f"looking every {every:g} s by {len(RULES)} rules", flush=True)
     try:
         agent.run(stop, reader)

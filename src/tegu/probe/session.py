@@ -23,6 +23,7 @@ from tegu.probe.tool import CONFIG, Names, Settings, Tool
 __all__ = ["Session", "availability", "watch"]
 
 _POLL_SECONDS = 0.1
+_TRIM_SECONDS = 5.0
 _MOST_AT_ONCE = 200
 _MOST_PENDING = 20_000
 _NICE = -10
@@ -153,9 +154,12 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
         offset = time.time() - time.monotonic()
         if not tool.instant:
             # Reading the kernel's symbols takes a moment, in which events must not be lost.
-            threading.Thread(target=session.names.symbols.prepare, daemon=True).start()
-        began = time.monotonic()
+            threading.Thread(target=_prepare, args=(session,), daemon=True).start()
+        began = trimmed = time.monotonic()
         while not stop.is_set():
+            if time.monotonic() - trimmed > _TRIM_SECONDS:
+                trimmed = time.monotonic()
+                libc.trim_memory()  # programs' symbols leave as much behind as they take
             left = _POLL_SECONDS
             if tool.instant:
                 left = 0
@@ -174,6 +178,11 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
         lost = session.lost()
         yield {"type": "summary", "tool": tool.name, **summary}
         yield {"type": "end", "seconds": round(seconds, 3), "lost": lost}
+
+
+def _prepare(session: Session) -> None:
+    session.names.symbols.prepare()
+    libc.trim_memory()
 
 
 @contextmanager

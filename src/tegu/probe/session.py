@@ -116,15 +116,17 @@ class Session:
         in_kernel: int = sum(struct.unpack("<Q", v)[0] for v in values)
         return in_kernel + self._dropped + len(self._pending)
 
-    def events(self) -> Iterator[Record]:
+    def events(self, *, last: bool = False) -> Iterator[Record]:
         """Take what is in the ring buffer; it is emptied again before each event is named.
 
         What comes meanwhile waits for the next call: on an overloaded machine this must end too.
+        The `last` time all that there is now is taken, however long that is, and nothing later.
         """
         assert self._ring is not None
         self._ring.consume()
-        for _ in range(min(len(self._pending), _MOST_AT_ONCE)):
-            self._ring.consume()
+        for _ in range(len(self._pending) if last else min(len(self._pending), _MOST_AT_ONCE)):
+            if not last:
+                self._ring.consume()
             yield {
                 "type": "event",
                 "tool": self.tool.name,
@@ -173,7 +175,7 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
             stop.wait(min(_POLL_SECONDS, left))
         seconds = time.monotonic() - began
         summary = tool.summarize(session)
-        for event in session.events():
+        for event in session.events(last=True):
             yield _stamped(event, offset)
         lost = session.lost()
         yield {"type": "summary", "tool": tool.name, **summary}

@@ -23,7 +23,7 @@ from tegu.heal.snapshot import Pressure, Snapshot
 from tegu.probe import availability, find_tool
 from tegu.probe.once import main as once
 
-RUNQ = {
+RUNQ: dict[str, Any] = {
     "summary": {
         "pairs": [
             {"victim": "/web", "culprit": "/batch", "waits": 9, "total_ns": 2_000_000_000},
@@ -31,7 +31,11 @@ RUNQ = {
             {"victim": "/db", "culprit": "/batch", "waits": 9, "total_ns": 500_000_000},
             {"victim": "/x", "culprit": "/y", "waits": 9, "total_ns": 1_000_000},
             {"victim": "/web", "culprit": "/user.slice/session.scope", "total_ns": 9_000_000_000},
-        ]
+        ],
+        "tasks": [
+            {"comm": "nginx", "pid": 7, "cgroup": "/web", "total_ns": 900_000_000},
+            {"comm": "make", "pid": 8, "cgroup": "/batch", "total_ns": 100_000_000},
+        ],
     },
     "end": {"seconds": 3.0, "lost": 0},
 }
@@ -97,7 +101,17 @@ def test_processors() -> None:
     assert one.culprit is not None and one.culprit.name == "/batch"
     assert [v.name for v in one.victims] == ["/web", "/db"]
     assert "/web waits behind /batch 2 s in 3.0 s" in texts(one)
+    assert "nginx [7] of /web waits 0.9 s" in texts(one) and "make" not in texts(one)
     assert "session.scope" not in texts(one)  # this very program is not to be blamed
+
+
+def test_a_machine_with_one_group() -> None:
+    busy = pressed(cpu=0.9)
+    busy.__dict__["own_group"] = "/"
+    pairs = [{"victim": "/", "culprit": "/", "waits": 9, "total_ns": 2_000_000_000}]
+    summary = {**RUNQ["summary"], "pairs": pairs}
+    (one,) = Closer(ask=Asked({"runq": {**RUNQ, "summary": summary}}))(busy, [])
+    assert one.culprit is None and "/ waits behind / 2 s" in texts(one)
 
 
 def test_memory() -> None:

@@ -166,7 +166,9 @@ def _tell(
 
 
 def _cpu(facts: Facts, own: str) -> Answer:
-    pairs = [p for p in facts["summary"]["pairs"] if own not in (p["victim"], p["culprit"])]
+    # Where all is in one group, so is this program, and what it costs cannot be told apart.
+    ours = {own} - {"/"}
+    pairs = [p for p in facts["summary"]["pairs"] if not ours & {p["victim"], p["culprit"]}]
     pairs.sort(key=lambda p: -int(p["total_ns"]))
     seconds = float(facts["end"]["seconds"])
     evidence = tuple(
@@ -176,6 +178,15 @@ def _cpu(facts: Facts, own: str) -> Answer:
             f"s in {seconds:.1f} s",
         )
         for p in pairs[:_MOST]
+    )
+    tasks = [t for t in facts["summary"]["tasks"] if t["cgroup"] not in ours]
+    evidence += tuple(
+        Evidence(
+            f"probe runq: {t['comm']} [{t['pid']}] of {t['cgroup']} waits",
+            round(int(t["total_ns"]) / 1e9, 3),
+            f"s in {seconds:.1f} s",
+        )
+        for t in sorted(tasks, key=lambda t: -int(t["total_ns"]))[:1]
     )
     others = [
         p for p in pairs

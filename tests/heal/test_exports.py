@@ -28,12 +28,14 @@ from tegu.cli import main
 from tegu.errors import TeguError, UnsupportedError, UsageError
 from tegu.heal import Finding, Rule, Subject
 from tegu.heal.agent import Agent
+from tegu.heal.closer import PRESSURES
 from tegu.heal.exporter import endpoint, exposition, parse_listen
 from tegu.heal.metrics import METRICS, samples
 from tegu.heal.otlp import metrics_url, pushing
 from tegu.heal.state import read_state
 
 AWKWARD = 'a"b\\c\nd é'
+BY_RULE = {"bad": 3, "sound": 0, "broken": 0, **dict.fromkeys(PRESSURES, 0)}
 
 
 def findings(_: object) -> list[Finding]:
@@ -93,7 +95,7 @@ def test_prometheus_reads_it(state: Path) -> None:
         dict(labels)["rule"]: v for (name, labels), v in found.items()
         if name == "tegu_rule_findings"
     }  # fmt: skip
-    assert by_rule == {"bad": 3, "sound": 0, "broken": 0}
+    assert by_rule == BY_RULE
     assert found["tegu_rule_failures_total", (("rule", "broken"),)] == 2
     (one,) = [dict(k) for (name, k), v in found.items()
               if name == "tegu_finding_sure" and dict(k)["unit"] == "b.service"]  # fmt: skip
@@ -229,9 +231,7 @@ def test_a_collector_gets_it(state: Path, collector: Collector) -> None:
     looks = found["tegu.agent_looks"].sum
     assert looks.is_monotonic and looks.data_points[0].as_double == 2
     points = found["tegu.rule_findings"].gauge.data_points
-    assert {p.attributes[0].value.string_value: p.as_double for p in points} == {
-        "bad": 3, "sound": 0, "broken": 0,
-    }  # fmt: skip
+    assert {p.attributes[0].value.string_value: p.as_double for p in points} == BY_RULE
     culprits = {
         a.value.string_value
         for p in found["tegu.finding_sure"].gauge.data_points

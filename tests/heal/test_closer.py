@@ -186,7 +186,6 @@ def test_the_agent_goes_on(tmp_path: Path) -> None:
     )
     agent._rules = []
     busy = pressed(cpu=0.9)
-    agent._before = busy.before
     diagnosis = agent._closely(busy, agent.step())
     assert diagnosis.findings == () and "no closer look: RuntimeError: a fault of ours" in said
     agent.close()

@@ -242,6 +242,7 @@ def _control() -> dict[str, str]:
         "Architecture": "all",
         "Maintainer": _MAINTAINER,
         "Depends": _DEPENDS,
+        "Suggests": "python3-prometheus-client",
         "Conflicts": "linux-initramfs-tool",
         "Provides": "linux-initramfs-tool",
         "Section": "admin",

@@ -24,6 +24,7 @@ from tegu.probe.tool import CONFIG, Names, Settings, Tool
 __all__ = ["Session", "availability", "watch"]
 
 _POLL_SECONDS = 0.1
+_TRIM_SECONDS = 5.0
 _MOST_AT_ONCE = 200
 _MOST_PENDING = 20_000
 _NICE = -10
@@ -116,15 +117,17 @@ class Session:
         in_kernel: int = sum(struct.unpack("<Q", v)[0] for v in values)
         return in_kernel + self._dropped + len(self._pending)
 
-    def events(self) -> Iterator[Record]:
+    def events(self, *, last: bool = False) -> Iterator[Record]:
         """Take what is in the ring buffer; it is emptied again before each event is named.
 
         What comes meanwhile waits for the next call: on an overloaded machine this must end too.
+        The `last` time all that there is now is taken, however long that is, and nothing later.
         """
         assert self._ring is not None
         self._ring.consume()
-        for _ in range(min(len(self._pending), _MOST_AT_ONCE)):
-            self._ring.consume()
+        for _ in range(len(self._pending) if last else min(len(self._pending), _MOST_AT_ONCE)):
+            if not last:
+                self._ring.consume()
             yield {
                 "type": "event",
                 "tool": self.tool.name,
@@ -146,9 +149,12 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
         offset = time.time() - time.monotonic()
         if not tool.instant:
             # Reading the kernel's symbols takes a moment, in which events must not be lost.
-            threading.Thread(target=session.names.symbols.prepare, daemon=True).start()
-        began = time.monotonic()
+            threading.Thread(target=_prepare, args=(session,), daemon=True).start()
+        began = trimmed = time.monotonic()
         while not stop.is_set():
+            if time.monotonic() - trimmed > _TRIM_SECONDS:
+                trimmed = time.monotonic()
+                libc.trim_memory()  # programs' symbols leave as much behind as they take
             left = _POLL_SECONDS
             if tool.instant:
                 left = 0
@@ -162,7 +168,7 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
             stop.wait(min(_POLL_SECONDS, left))
         seconds = time.monotonic() - began
         summary = tool.summarize(session)
-        for event in session.events():
+        for event in session.events(last=True):
             yield _stamped(event, offset)
         lost = session.lost()
         yield {"type": "summary", "tool": tool.name, **summary}
@@ -206,6 +212,11 @@ def _read(tool: Reading, settings: Settings, stop: threading.Event) -> Iterator[
         last = tool.look(settings)
     yield {"type": "summary", "tool": tool.name, **tool.compare(first, last, seconds)}
     yield {"type": "end", "seconds": round(seconds, 3), "lost": 0}
+
+
+def _prepare(session: Session) -> None:
+    session.names.symbols.prepare()
+    libc.trim_memory()
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def _changing(windows: Mapping[str, Sequence[float]]) -> str:
         points = " ".join(at(i, p) for i, p in enumerate(windows[name]))
         color = _COLORS.get(name, _OTHER)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
-    words = "requests a second, for 3 s each; p99 of each second; the objective is dashed"
+    words = f"requests a second, {CHANGING_STEP} s each; p99 of each second; dashed: the objective"
     parts.append(_text(left, top + high + 36, words))
     parts += _legend(shown, left, top + high + 58)
     return _svg(left + wide + 20, top + high + 70, parts)

@@ -63,10 +63,10 @@ CPU_LOAD: Scenario = {
     "fill": [["/usr/bin/redis-cli", "SET", "key", "x" * 100]],
     "client": ["/bin/work", "get", "6379", "PHASES", "FEED"],
     "batch": ["/bin/work", "spin", "4"],
-    "phases": "1200:6",
+    "phases": "1200:4",
 }
-CHANGING_RATES = (200, 2000, 800, 2400, 400, 1600, 200, 2400, 1200, 2000)
-CHANGING_STEP = 3
+CHANGING_RATES = (200, 2000, 800, 2400, 400, 1600, 200, 2200)
+CHANGING_STEP = 2
 """Seconds of each rate."""
 CHANGING_LEAD = 4
 """Seconds before anything counts: the loop has no figure yet and holds batch back."""
@@ -80,12 +80,12 @@ CHANGING_LOAD: Scenario = {
 IO_LOAD: Scenario = {
     "client": ["/bin/work", "read", "/dev/nullb0", "PHASES", "FEED"],
     "batch": ["/bin/work", "batch-read", "/dev/nullb0", "64"],
-    "phases": "250:8",
+    "phases": "250:6",
 }
 MEMORY_LOAD: Scenario = {
     "client": ["/bin/work", "map", "/dev/nullb0", "64", "8", "PHASES", "FEED"],
     "batch": ["/bin/work", "scan", "/dev/nullb1", "4", "1500"],
-    "phases": "100:5",
+    "phases": "100:4",
     "warm": 2,
 }
 

@@ -63,7 +63,7 @@ CPU_LOAD: Scenario = {
     "fill": [["/usr/bin/redis-cli", "SET", "key", "x" * 100]],
     "client": ["/bin/work", "get", "6379", "PHASES", "FEED"],
     "batch": ["/bin/work", "spin", "4"],
-    "phases": "1200:4",
+    "phases": "1200:3",
 }
 CHANGING_RATES = (200, 2000, 800, 2400, 400, 1600, 200, 2200)
 CHANGING_STEP = 2
@@ -93,7 +93,8 @@ MEMORY_LOAD: Scenario = {
 def controls(kind: str) -> list[dict[str, Any]]:
     """Return the ways that are compared for `kind`: cpu, io, memory or changing."""
     if kind == "changing":
-        return [*controls("cpu"), *(_limited(percent) for percent in (25, 50, 75))]
+        fixed = [c for c in controls("cpu") if not c.get("peer")]
+        return [*fixed, *(_limited(percent) for percent in (25, 50, 75))]
     policy = POLICY.format(sharing="bfq" if kind == "io" else "none")
     found: list[dict[str, Any]] = [
         {"name": "alone", "groups": True},

@@ -119,11 +119,14 @@ class Trial:
 
     def measure(self) -> dict[str, Any]:
         """Run the client; batch work counts from the end of the lead on."""
-        told = {"PHASES": self.load["phases"], "FEED": str(FEED)}
+        phases, lead = self.load["phases"], self.load.get("lead", 0)
+        if not lead and (lead := self.control.get("lead", 0)):
+            phases = f"{phases.partition(':')[0]}:{lead},{phases}"
+        told = {"PHASES": phases, "FEED": str(FEED)}
         client = [told.get(a, a) for a in self.load["client"]]
         inside = "web" if self.control["groups"] and self.server is None else None
         measured = start(client, inside)
-        time.sleep(self.load.get("lead", 0))
+        time.sleep(lead)
         if self.batch is not None:
             self.batch.send_signal(signal.SIGUSR1)
         peer = Peer("batch") if self.control.get("peer") else None

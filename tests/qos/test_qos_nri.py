@@ -345,6 +345,36 @@ def test_a_quiet_time_settles(fake: Fake, tmp_path: Path) -> None:
     assert "the policy stays as it was: the test: latency.weight" in said[-1]
 
 
+def test_pods_that_come_and_go_leave_no_notes(fake: Fake) -> None:
+    from tegu.qos.kubernetes.plugin import Plugin
+
+    def read() -> Policy:
+        return policy_from({}, "the test", match=False)
+
+    fake.group("/kubepods")
+    plugin = Plugin(read(), fake.place, read, lambda line: None)
+    kept = fake.group("/kubepods/kept")
+    sizes = set()
+    plugin.answer(
+        "Synchronize",
+        nri.SynchronizeRequest(pods=[pod("k", "latency", "/kubepods/kept")]).SerializeToString(),
+    )
+    for number in range(5):
+        group = fake.group(f"/kubepods/pod{number}")
+        come = pod(f"p{number}", "batch", f"/kubepods/pod{number}")
+        plugin.answer("RunPodSandbox", nri.PodRequest(pod=come).SerializeToString())
+        plugin.settle(False)
+        assert (group / "cpu.idle").read_text() == "1\n"
+        for file in group.iterdir():
+            file.unlink()
+        group.rmdir()
+        plugin.answer("RemovePodSandbox", nri.PodRequest(pod=come).SerializeToString())
+        plugin.settle(False)
+        sizes.add(len(fake.place.journal.entries()))
+    assert len(sizes) == 1
+    assert (kept / "cpu.weight").read_text() == "10000\n"
+
+
 def test_closing_ends(fake: Fake) -> None:
     ours, theirs = socket.socketpair()
     theirs.close()

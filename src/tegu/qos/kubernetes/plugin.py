@@ -89,6 +89,7 @@ class Plugin:
         from tegu.qos.kubernetes import nri_pb2 as nri
 
         if method == "Configure":
+            self._pods.clear()  # a list of all there are comes next
             return nri.ConfigureResponse(events=_EVENTS).SerializeToString()
         if method == "Synchronize":
             known = nri.SynchronizeRequest.FromString(payload)

@@ -85,7 +85,7 @@ IO_LOAD: Scenario = {
 MEMORY_LOAD: Scenario = {
     "client": ["/bin/work", "map", "/dev/nullb0", "64", "8", "PHASES", "FEED"],
     "batch": ["/bin/work", "scan", "/dev/nullb1", "4", "1500"],
-    "phases": "100:4",
+    "phases": "100:3",
     "warm": 2,
 }
 

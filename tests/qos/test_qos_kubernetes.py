@@ -224,3 +224,10 @@ def test_no_cluster(tmp_path: Path) -> None:
     assert found.address == "https://[fd00::1]:443"
     with pytest.raises(QosError, match="QosPolicy a: "):  # no certificate authority there
         found.policy("a")
+
+
+def test_where_the_policy_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["qos", "nri", str(tmp_path / "p.toml"), "--resource", "default"]) == 2
+    assert "not both" in capsys.readouterr().err
+    assert main(["qos", "nri", "--resource", "default"]) == UnsupportedError.exit_code
+    assert "no pod of a cluster" in capsys.readouterr().err

@@ -157,11 +157,10 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> list[Bar]:
             if kind == "changing" and name not in ours and r["met %"] >= 99 and "rule" not in name
         ]
         found.append(Bar.at_least("changing: windows that met the objective, %", row["met %"], 99))
-        found.append(
-            Bar.at_least(
-                "changing: batch work, of the best other setting that meets it",
-                row["batch %"] / max(fixed) if fixed else float("inf"),
-                1.0,
-            )
-        )
+        if fixed:
+            what, value = "of the best other setting that meets it", row["batch %"] / max(fixed)
+            found.append(Bar.at_least(f"changing: batch work, {what}", value, 1.0))
+        else:
+            what = "where no other setting meets it"
+            found.append(Bar.at_least(f"changing: batch work {what}, %", row["batch %"], 0.0))
     return found

@@ -54,6 +54,7 @@ MODULES = (
     "cli/output.py",
     "cli/probe.py",
     "cli/qos.py",
+    "cli/qos_pods.py",
     "cli/sandbox.py",
     "cli/sandbox_install.py",
     "cli/sandbox_saved.py",

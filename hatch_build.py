@@ -25,6 +25,7 @@ _FLAGS = ["-std=gnu11", "-O2", "-Wall", "-s"]
 NATIVE = {
     "tegu-box": ("box.c", [*_FLAGS, "-static", "-fstack-protector-strong"]),
     "tegu-guest": ("guest.c", [*_FLAGS, "-static", "-fstack-protector-strong"]),
+    "tegu-hold": ("hold.c", [*_FLAGS, "-static", "-fstack-protector-strong"]),
     # Without libc, which calls nothing of a template's either; so nothing checks its stack.
     "tegu-fork.so": (
         "fork.c",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from typing import Any
 import pytest
 from tests.oci.conftest import SCRIPT, until
 
+from tegu.sandbox.gvisor.trial import try_runsc
+
 BUSYBOX = Path("/bin/busybox")
 APPLETS = ["sh", "cat", "echo", "id", "ls", "sleep", "grep", "touch", "hostname", "ip", "true"]
+APPLETS.append("uname")
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,11 +52,12 @@ def image() -> bytes:
 
 @pytest.fixture(scope="module")
 def directory() -> Iterator[Path]:
-    """A directory with the runtime as one program, `tegu-oci`; short, for sockets in it."""
+    """A directory with the runtimes as programs; short, for sockets in it."""
     made = Path(tempfile.mkdtemp(prefix="tegu-o", dir="/tmp"))
-    program = made / "tegu-oci"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {SCRIPT} "$@"\n')
-    program.chmod(0o755)
+    for name, option in (("tegu-oci", ""), ("tegu-oci-gvisor", "--class gvisor")):
+        program = made / name
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {SCRIPT} {option} "$@"\n')
+        program.chmod(0o755)
     yield made
     shutil.rmtree(made, ignore_errors=True)
 
@@ -69,19 +74,20 @@ def podman(directory: Path) -> Iterator[Call]:
     conf.write_text(
         '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]\n'
         '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
-        'runtime_supports_json = ["tegu-oci"]\n'
+        'runtime_supports_json = ["tegu-oci", "tegu-oci-gvisor"]\n'
         f'[engine.runtimes]\ntegu-oci = ["{directory}/tegu-oci"]\n'
+        f'tegu-oci-gvisor = ["{directory}/tegu-oci-gvisor"]\n'
     )
     base = [
-        "podman", "--runtime", "tegu-oci", "--storage-driver", "vfs",
+        "podman", "--storage-driver", "vfs",
         "--root", str(directory / "root"), "--runroot", str(directory / "run"),
         "--tmpdir", str(directory / "libpod"),
     ]  # fmt: skip
     env = os.environ | {"CONTAINERS_CONF": str(conf)}
 
-    def call(*words: str, check: bool = True, **more: Any) -> Any:
+    def call(*words: str, runtime: str = "tegu-oci", check: bool = True, **more: Any) -> Any:
         done = subprocess.run(
-            [*base, *words],
+            [*base, "--runtime", runtime, *words],
             env=env,
             **{"capture_output": True, "text": True, "timeout": 300, "check": False} | more,
         )
@@ -164,6 +170,31 @@ def test_podman_builds(podman: Call, directory: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def gvisor(directory: Path) -> None:
+    """Skips where runsc starts nothing."""
+    found, reason = try_runsc(directory)
+    if not found:
+        pytest.skip(f"class gvisor: {reason}")
+
+
+def test_podman_mixes_classes(gvisor: None, podman: Call) -> None:
+    words = ("run", "--rm", "--network", "none")
+    inside = podman(*words, "test", "uname", "-r", runtime="tegu-oci-gvisor").stdout
+    assert inside.strip() != platform.release()
+    assert podman(*words, "test", "uname", "-r").stdout.strip() == platform.release()
+    annotation = ("--annotation", "io.tegu.class=gvisor")
+    assert podman(*words, *annotation, "test", "uname", "-r").stdout == inside
+    done = podman(*words, "--annotation", "io.tegu.class=microvm", "test", "true", check=False)
+    assert "microvm: this runtime makes containers and gVisor containers only" in done.stderr
+    podman("run", "-d", "--name", "g", "--network", "none", *annotation, "test", "sh", "-c",
+           "echo up; sleep 1000")  # fmt: skip
+    until(lambda: podman("logs", "g").stdout == "up\n")
+    done = podman("exec", "g", "sh", "-c", "uname -r; exit 6", check=False)
+    assert (done.stdout, done.returncode) == (inside, 6)
+    podman("rm", "-f", "-t", "0", "g")
+
+
+@pytest.fixture(scope="module")
 def ctr(directory: Path) -> Iterator[Call]:
     """A containerd of our own; `ctr run` with a root file system beside it."""
     if shutil.which("containerd") is None or shutil.which("ctr") is None:
@@ -215,6 +246,19 @@ def test_containerd_runs(ctr: Call, directory: Path) -> None:
     assert (first.returncode, first.stdout) == (9, "0\n")
     missing = ctr(*words, "b", "nosuch", check=False)
     assert "'nosuch' not found in $PATH" in missing.stderr
+
+
+def test_containerd_runs_gvisor_by_the_runtimes_name(
+    gvisor: None, ctr: Call, directory: Path
+) -> None:
+    binary = f"{directory}/tegu-oci-gvisor"
+    words = ("run", "--rm", "--runtime", "io.containerd.runc.v2", "--runc-binary", binary)
+    words = (*words, "--rootfs", f"{directory}/containerd/rootfs")
+    done = ctr(*words, "d", "/bin/sh", "-c", "uname -r; exit 9", check=False)
+    if done.returncode == 1 and "cgroup" in done.stderr:
+        pytest.skip(f"containerd cannot run here: {done.stderr.strip()}")
+    assert done.returncode == 9, done.stderr
+    assert done.stdout.strip() not in ("", platform.release())
 
 
 def test_containerd_lives_with_a_container(ctr: Call, directory: Path) -> None:

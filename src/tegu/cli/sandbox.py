@@ -8,7 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from tegu.cli.sandbox_install import install
 from tegu.cli.sandbox_saved import add_to
+from tegu.cli.sandbox_template import app as template_app
+from tegu.cli.sandbox_template import template_options
 from tegu.errors import UsageError
 
 __all__ = ["app", "run_app"]
@@ -16,6 +19,8 @@ __all__ = ["app", "run_app"]
 app = typer.Typer(no_args_is_help=True)
 run_app = typer.Typer()
 add_to(app)
+app.add_typer(template_app, name="template")
+app.command("install", epilog="Example: tegu sandbox install --for containerd --apply")(install)
 
 
 @app.callback()
@@ -180,7 +185,10 @@ def _network(network: str | list[str]) -> str:
 
 @app.command(epilog="Example: tegu sandbox create --memory 512M --timeout 3600")
 def create(
-    template: str = typer.Option("host", "-t", help="A directory, or this machine's programs."),
+    template: str = typer.Option(
+        "host", "-t", help="A template, a directory, or this machine's programs."
+    ),
+    image: str = typer.Option(None, metavar="IMAGE", help="An image, fetched at its first use."),
     kind: str = typer.Option("container", "--class", help="See `tegu sandbox doctor`."),
     memory: str = typer.Option(None, help="At most this much memory, as in 256M."),
     cpus: float = typer.Option(None, help="At most this many processors, as in 0.5."),
@@ -198,9 +206,8 @@ def create(
     from tegu.cli.output import print_json
     from tegu.sandbox.client import Sandbox
 
-    where = template if template == "host" else str(Path(template).absolute())
     box = Sandbox.create(
-        where,
+        template_options(template, image),
         kind=kind,
         memory=memory,
         cpus=cpus,
@@ -225,7 +232,8 @@ def create(
 def execute(
     name: Annotated[str, typer.Argument(metavar="BOX")],
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...")],
-    cwd: str = typer.Option("/", "-w", "--cwd", help="Working directory in the box."),
+    cwd: str = typer.Option("", "-w", "--cwd", help="Working directory in the box."),
+    user: str = typer.Option("", "-u", "--user", metavar="ID", help="UID, UID:GID, UID:GID,GID..."),
     timeout: float = typer.Option(None, metavar="S", help="Kill it after S seconds."),
 ) -> None:
     """Run a command in a box; its exit code is the result (124 after --timeout)."""
@@ -234,7 +242,7 @@ def execute(
     box = Sandbox.attach(name)
     if command[0] == "--":
         del command[0]
-    process = box.start(command, cwd=cwd, timeout=timeout)
+    process = box.start(command, cwd=cwd, user=user, timeout=timeout)
     if not sys.stdin.isatty():
         process.write(sys.stdin.buffer.read())
     process.close_stdin()

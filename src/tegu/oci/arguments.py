@@ -42,6 +42,7 @@ GLOBAL = _options("""
 --debug | | the same as --log-level debug
 --systemd-cgroup | | let systemd make control groups; cgroupsPath is slice:prefix:name
 --cgroup-manager | NAME | cgroupfs, systemd or disabled (default: cgroupfs)
+--class | NAME | container or gvisor, for what has no annotation io.tegu.class (default: container)
 --rootless | ANSWER | accepted for callers of runc; found out by itself
 --version, -v | | print the version
 --help, -h | | this text

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from tegu.errors import UnsupportedError
 from tegu.linux import libc, mountapi
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from tegu.oci.config import Config
 

@@ -11,13 +11,13 @@ import os
 import signal
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import UnsupportedError
 from tegu.oci import devicerules
 from tegu.oci.fields import ConfigError
 from tegu.oci.resources import first_version, second_version
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any

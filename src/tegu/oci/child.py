@@ -11,7 +11,6 @@ import json
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError
 from tegu.linux import confine, libc, mountapi
@@ -24,6 +23,7 @@ from tegu.oci.process import Identity, enter_directory, find_program, start
 from tegu.oci.state import OciError
 from tegu.oci.sysctl import write_sysctls
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError, UnsupportedError, UsageError
 from tegu.oci import arguments
 from tegu.oci.state import OCI_VERSION, Container, OciError, default_root, now
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -87,6 +87,20 @@ def _main(words: list[str], log: Log) -> int:
     manager = _one_of(top, "--cgroup-manager", ("cgroupfs", "systemd", "disabled"))
     if "--systemd-cgroup" in top:
         manager = "systemd"
+    default = _one_of(top, "--class", ("", "container", "gvisor"))
+    if name in ("create", "run"):
+        from tegu.oci.classes import GVisor, read_annotations, wanted_class
+
+        bundle = os.path.abspath(_last(options, "--bundle") or ".")
+        if wanted_class(read_annotations(bundle), default) == "gvisor":
+            held = GVisor(Container(root, others[0]), top, systemd=manager == "systemd")
+            held.check(bundle)
+            return held.make(name, options, others)
+    elif others and os.path.exists(os.path.join(root, others[0], "runsc")):
+        from tegu.oci.classes import GVisor
+
+        held = GVisor(Container(root, others[0]), top, systemd=manager == "systemd")
+        return held.pass_on(name, options, others)
     return _COMMANDS[name](Call(root, manager, options, others, log))
 
 

@@ -12,7 +12,6 @@ import os
 import pwd
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError, UnsupportedError
 from tegu.linux import mountapi
@@ -27,6 +26,7 @@ from tegu.oci.spawn import born, map_ids, open_namespaces
 from tegu.oci.state import Container, OciError, now, start_time, write_whole
 from tegu.oci.wire import Wire, pair
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -10,13 +10,13 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError
 from tegu.linux import mountapi
 from tegu.oci.fields import ConfigError
 from tegu.oci.paths import ensure, find, parent
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

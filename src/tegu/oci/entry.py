@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["main", "protected"]
+__all__ = ["gvisor", "main", "protected"]
 
 _F_GET_SEALS = 1034
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # no more seals, no shrinking, growing, writing
@@ -58,6 +58,12 @@ def _sealed() -> int:
         os.close(source)
     fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
     return fd
+
+
+def gvisor() -> int:
+    """The console script `tegu-oci-gvisor`: callers name a runtime by its path, without options."""
+    sys.argv[1:1] = ["--class", "gvisor"]
+    return main()
 
 
 def main() -> int:  # noqa: RET503 - execve does not return

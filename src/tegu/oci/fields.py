@@ -8,10 +8,9 @@ the specification lets a runtime ignore it, but a limit or a mask that is ignore
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tegu.errors import TeguError, UnsupportedError
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 
@@ -47,7 +46,7 @@ root.path | text | honoured |
 root.readonly | flag | honoured |
 hostname | text | honoured | needs a uts namespace
 domainname | text | honoured | needs a uts namespace
-annotations | map | harmless | shown by `state` and given to hooks; none changes what is done
+annotations | map | honoured | `io.tegu.class` (see "Classes"); others are shown by `state` and given to hooks
 mounts | objects | honoured | in the order they stand in
 mounts[].destination | text | honoured | followed inside the root only
 mounts[].source | text | honoured |

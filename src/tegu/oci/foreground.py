@@ -7,12 +7,12 @@ import os
 import select
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.oci import terminal
 from tegu.oci.create import Request, create, destroy, start
 from tegu.oci.join import enter
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType

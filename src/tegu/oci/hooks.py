@@ -11,11 +11,11 @@ import os
 import select
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.linux import libc
 from tegu.oci.state import OciError
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

@@ -11,7 +11,6 @@ import _socket
 import os
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError
 from tegu.linux import libc
@@ -25,6 +24,7 @@ from tegu.oci.spawn import born
 from tegu.oci.state import Container, OciError, write_whole
 from tegu.oci.wire import Wire, pair
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import UnsupportedError, UsageError
 from tegu.oci.cgroups import Cgroups
+from tegu.oci.classes import GVisor
 from tegu.oci.fields import check
 from tegu.oci.state import OCI_VERSION, OciError, containers
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 
@@ -114,6 +115,10 @@ def listing(root: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for container in containers(root):
         with suppress(OciError):  # one that is removed meanwhile
+            held = GVisor(container, {}, systemd=False)
+            if held.here:
+                found.append(held.state())
+                continue
             container.read()
             found.append(container.state())
     return found

@@ -11,7 +11,6 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError
 from tegu.linux import libc, mountapi
@@ -20,6 +19,7 @@ from tegu.oci.fields import ConfigError
 from tegu.oci.options import Options, parse
 from tegu.oci.paths import PROC_SUPER_MAGIC, ensure, find
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

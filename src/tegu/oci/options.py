@@ -5,12 +5,11 @@ The words are those of mount(8) that the specification lists (config.md, "Linux 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tegu.errors import UnsupportedError
 from tegu.linux import libc, mountapi
 from tegu.oci.fields import ConfigError
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import UnsupportedError
 from tegu.linux import confine, libc
 from tegu.oci.fields import ConfigError
 from tegu.oci.state import OciError
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

@@ -6,11 +6,10 @@ cgroup-v1/. What a version has no file for is refused by the field's name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tegu.errors import UnsupportedError
 from tegu.oci.fields import ConfigError
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

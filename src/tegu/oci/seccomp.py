@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import TYPE_CHECKING
 
 from tegu.errors import UnsupportedError
 from tegu.oci.fields import ConfigError
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

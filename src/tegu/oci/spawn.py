@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError
 from tegu.linux import libc
@@ -16,6 +15,7 @@ from tegu.oci.config import NAMESPACES
 from tegu.oci.fields import ConfigError
 from tegu.oci.state import OciError
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

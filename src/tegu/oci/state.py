@@ -13,11 +13,11 @@ import json
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from tegu.errors import TeguError, UsageError
 from tegu.oci.config import Config, checked, read_json
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any

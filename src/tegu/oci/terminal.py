@@ -11,12 +11,12 @@ import array
 import fcntl
 import os
 import struct
-from typing import TYPE_CHECKING
 
 from tegu.linux import libc
 from tegu.oci.paths import find
 from tegu.oci.state import OciError
 
+TYPE_CHECKING = False  # see __init__.py
 if TYPE_CHECKING:
     from typing import Any
 

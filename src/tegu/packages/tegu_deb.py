@@ -42,6 +42,7 @@ MODULES = (
     "py.typed",
     "cli/__init__.py",
     "cli/agent.py",
+    "cli/autoupgrade.py",
     "cli/doctor.py",
     "cli/fn.py",
     "cli/front.py",
@@ -53,8 +54,11 @@ MODULES = (
     "cli/output.py",
     "cli/probe.py",
     "cli/qos.py",
+    "cli/qos_pods.py",
     "cli/sandbox.py",
+    "cli/sandbox_install.py",
     "cli/sandbox_saved.py",
+    "cli/sandbox_template.py",
     "cli/tune.py",
     "cli/upgrade.py",
 )
@@ -207,6 +211,8 @@ def _entries(timestamp: int) -> Iterator[DebEntry]:
         yield DebEntry(f"{_LIBRARY}/{name}", content, mode=0o755 if script else 0o644)
     yield DebEntry("/usr/bin/tegu", _ENTRY.encode(), mode=0o755)
     yield DebEntry("/usr/bin/tegu-oci", _OCI_ENTRY.encode(), mode=0o755)
+    gvisor = _OCI_ENTRY.replace("import main", "import gvisor").replace("main()", "gvisor()")
+    yield DebEntry("/usr/bin/tegu-oci-gvisor", gvisor.encode(), mode=0o755)
     files = _source() / "host" / "files"
     for path in sorted(files.rglob("*")):
         target = f"/{path.relative_to(files)}"
@@ -237,6 +243,7 @@ def _control() -> dict[str, str]:
         "Architecture": "all",
         "Maintainer": _MAINTAINER,
         "Depends": _DEPENDS,
+        "Suggests": "python3-prometheus-client",
         "Conflicts": "linux-initramfs-tool",
         "Provides": "linux-initramfs-tool",
         "Section": "admin",
@@ -324,6 +331,10 @@ License: Apache-2.0
 
 _OVERRIDES = """# The root file system grows before other units write to it.
 tegu: systemd-service-file-refers-to-unusual-wantedby-target local-fs.target [*tegu-grow.service]
+# It mounts the image's database, and reads nothing in it.
+tegu: uses-dpkg-database-directly [usr/lib/python3/dist-packages/tegu/boot/init.sh]
+# A slot on trial that ends there starts again.
+tegu: systemd-service-file-refers-to-unusual-wantedby-target * [*tegu-upgrade-emergency.service]
 # The first scripts of the initrds, where busybox is /bin/busybox.
 tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/boot/init.sh]
 tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/host/kdump/capture.sh]

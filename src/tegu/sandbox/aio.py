@@ -94,14 +94,15 @@ async def run(
     box: BoxSpec | None = None,
     stdin: bytes | str | None = None,
     env: Mapping[str, str] | None = None,
-    cwd: str = "/",
+    cwd: str = "",
+    user: str = "",
     timeout: float | None = None,
     secrets: Mapping[str, bytes] | None = None,
     max_output: int = MAX_OUTPUT,
     path: Path | None = None,
 ) -> Result:
     """Run one command in a new box that ends with it (`tegu.sandbox.run`)."""
-    spec = run_spec(command, env, cwd, timeout, secrets)
+    spec = run_spec(command, env, cwd, timeout, secrets, user)
     request = {"op": "once", "box": (box or BoxSpec()).to_json(), "run": spec.to_json()}
     return await _converse(path, request, stdin, secrets, start=True, max_output=max_output)
 
@@ -316,13 +317,14 @@ class AsyncSandbox:
         *,
         stdin: bytes | str | None = None,
         env: Mapping[str, str] | None = None,
-        cwd: str = "/",
+        cwd: str = "",
+        user: str = "",
         timeout: float | None = None,
         secrets: Mapping[str, bytes] | None = None,
         max_output: int = MAX_OUTPUT,
     ) -> Result:
         """Run a program to its end (`Sandbox.run`); cancelling kills it with all that it left."""
-        spec = run_spec(command, {**self._env, **(env or {})}, cwd, timeout, secrets)
+        spec = run_spec(command, {**self._env, **(env or {})}, cwd, timeout, secrets, user)
         request = {"op": "run", "box": self.name, "run": spec.to_json()}
         return await _converse(
             self._path, request, stdin, secrets, start=False, max_output=max_output

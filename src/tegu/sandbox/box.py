@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tegu.errors import SandboxError
+from tegu.errors import SandboxError, UsageError
 from tegu.linux.cgroups import Group
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.wireless import receive, tell
@@ -163,7 +163,7 @@ class Box:
         self._program = pending
         pending.program = run.argv[0]
         self._arm(pending, run.timeout, self.kill)
-        self._order(fds, "become", "0", *_words(run))
+        self._order(fds, "become", "0", *_words(run, self.spec))
 
     def once(self, run: RunSpec, fds: list[int], pending: Pending) -> None:
         """Run one program under the box's first process, and end the box when it has ended.
@@ -175,7 +175,7 @@ class Box:
         self._once = True
         pending.program = run.argv[0]
         self._arm(pending, run.timeout, self.kill)
-        self._ask("once", pending, _words(run), fds)
+        self._ask("once", pending, _words(run, self.spec), fds)
 
     def settle(self, pending: Pending) -> None:
         """Make it a box that lives on; `pending` hears when it takes orders."""
@@ -186,7 +186,7 @@ class Box:
     def run(self, run: RunSpec, fds: list[int], pending: Pending) -> int:
         """Start a program in a living box; returns the number by which it can be killed."""
         pending.program = run.argv[0]
-        number = self._ask("run", pending, _words(run), fds)
+        number = self._ask("run", pending, _words(run, self.spec), fds)
         self._arm(pending, run.timeout, lambda: self.kill_run(number))
         return number
 
@@ -457,9 +457,15 @@ def _last_words(link: socket.socket) -> tuple[bytes, list[int]]:
         return receive(link)
 
 
-def _words(run: RunSpec) -> list[str]:
-    env = [f"{name}={value}" for name, value in run.environment().items()]
-    return [run.cwd, str(len(run.argv)), *run.argv, *env]
+def _words(run: RunSpec, box: BoxSpec) -> list[str]:
+    """Return an order's fields: directory, how many words argv has and, after a space, the user
+    unless it is root, argv, NAME=VALUE."""
+    whole = run.within(box)
+    env = [f"{name}={value}" for name, value in whole.env.items()]
+    if whole.user and box.kind == "process":
+        raise UsageError("user: a program of the class process runs as its box's own user id")
+    count = f"{len(run.argv)} {whole.user}" if whole.user else str(len(run.argv))
+    return [whole.cwd, count, *run.argv, *env]
 
 
 class RefusedError(SandboxError):

@@ -7,7 +7,7 @@ import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,7 +101,15 @@ def box_spec(
     network: str | Sequence[str] = "none",
     publish: Sequence[str] = (),
 ) -> BoxSpec:
-    """Return a checked description of a box; raises UsageError that names the field."""
+    """Return a checked description of a box; raises UsageError that names the field.
+
+    `template` is "host", a directory's absolute path, or the name of an image's template.
+    """
+    image = None
+    if template != "host" and "/" not in template:
+        from tegu.sandbox.images import find_image
+
+        image = find_image(template)
     limits = Limits(
         memory=None if memory is None else parse_size(memory, "memory"),
         cpus=cpus,
@@ -110,7 +118,11 @@ def box_spec(
         disk=parse_size(disk, "disk"),
     )
     rest = (timeout, read_only, hostname, init, snapshot, network, publish)
-    return BoxSpec(template, kind, limits, *rest)
+    spec = BoxSpec(str(image.root) if image else template, kind, limits, *rest)
+    if image is None:
+        return spec
+    user = "" if kind == "process" else image.user
+    return replace(spec, env=image.env, cwd=image.cwd, user=user)
 
 
 def run_spec(
@@ -119,6 +131,7 @@ def run_spec(
     cwd: str,
     timeout: float | None,
     secrets: Mapping[str, bytes] | None,
+    user: str = "",
 ) -> RunSpec:
     """Return a checked description of a run; a command given as one string goes to /bin/sh.
 
@@ -128,7 +141,7 @@ def run_spec(
     names = {name: f"/proc/self/fd/{3 + i}" for i, name in enumerate(secrets or {})}
     if len(names) > 32:
         raise SandboxError(f"{len(names)} secrets are more than 32")
-    return RunSpec(argv, {**(env or {}), **names}, cwd, timeout)
+    return RunSpec(argv, {**(env or {}), **names}, cwd, timeout, user)
 
 
 def as_result(answer: Mapping[str, Any], out: Output) -> Result:
@@ -183,7 +196,8 @@ def run(
     box: BoxSpec | None = None,
     stdin: bytes | str | None = None,
     env: Mapping[str, str] | None = None,
-    cwd: str = "/",
+    cwd: str = "",
+    user: str = "",
     timeout: float | None = None,
     secrets: Mapping[str, bytes] | None = None,
     max_output: int = MAX_OUTPUT,
@@ -195,7 +209,7 @@ def run(
     each output `max_output` bytes are kept; `Sandbox.start` streams without end.
     Raises SandboxError when it cannot start, UnsupportedError when the host cannot do it.
     """
-    spec = run_spec(command, env, cwd, timeout, secrets)
+    spec = run_spec(command, env, cwd, timeout, secrets, user)
     request = {"op": "once", "box": (box or BoxSpec()).to_json(), "run": spec.to_json()}
     return _converse(path, request, stdin, secrets, start=True, max_output=max_output)
 
@@ -515,7 +529,8 @@ class Sandbox:
         With the name of a `snapshot` it goes on where that was made, with its class, limits and
         template; `timeout` and `hostname` are its own, and so are random state, ids and clock.
 
-        `template` is "host" or a directory with a root file system; `memory` and `disk` are bytes
+        `template` is "host", a directory with a root file system, or the name of a template made of
+        an image, which says what its programs begin with; `memory` and `disk` are bytes
         or "256M"; `cpus` processors; `timeout` the seconds it lives at most; `env` variables of
         all its programs. With `keep` it outlives this process: see `attach`. Raises UsageError,
         UnsupportedError (a limit or class this host cannot give) or SandboxError.
@@ -563,8 +578,9 @@ class Sandbox:
         cwd: str,
         timeout: float | None,
         secrets: Mapping[str, bytes] | None,
+        user: str,
     ) -> dict[str, Any]:
-        spec = run_spec(command, {**self._env, **(env or {})}, cwd, timeout, secrets)
+        spec = run_spec(command, {**self._env, **(env or {})}, cwd, timeout, secrets, user)
         return {"op": "run", "box": self.name, "run": spec.to_json()}
 
     def run(
@@ -573,7 +589,8 @@ class Sandbox:
         *,
         stdin: bytes | str | None = None,
         env: Mapping[str, str] | None = None,
-        cwd: str = "/",
+        cwd: str = "",
+        user: str = "",
         timeout: float | None = None,
         secrets: Mapping[str, bytes] | None = None,
         max_output: int = MAX_OUTPUT,
@@ -585,7 +602,7 @@ class Sandbox:
 
         Raises SandboxError when it cannot start, or the box has ended.
         """
-        request = self._request(command, env, cwd, timeout, secrets)
+        request = self._request(command, env, cwd, timeout, secrets, user)
         return _converse(self._path, request, stdin, secrets, start=False, max_output=max_output)
 
     def start(
@@ -593,12 +610,13 @@ class Sandbox:
         command: Command,
         *,
         env: Mapping[str, str] | None = None,
-        cwd: str = "/",
+        cwd: str = "",
+        user: str = "",
         timeout: float | None = None,
         secrets: Mapping[str, bytes] | None = None,
     ) -> Process:
         """Start a program and return at once."""
-        request = self._request(command, env, cwd, timeout, secrets)
+        request = self._request(command, env, cwd, timeout, secrets, user)
         link = connect(self._path, start=False)
         try:
             with secret_files(secrets) as fds:

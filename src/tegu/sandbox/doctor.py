@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -52,7 +51,9 @@ def _container() -> str:
 
 
 def _gvisor() -> str:
-    return _NO_DRIVER if shutil.which("runsc") else f"runsc is not installed, and {_NO_DRIVER}"
+    from tegu.sandbox.gvisor.trial import why_not
+
+    return why_not()
 
 
 def _microvm() -> str:
@@ -140,6 +141,13 @@ def examine(
             except TeguError as e:
                 reason = e.message.removeprefix("unsupported: ")
             detail = "" if reason else "a program ran in it"
+        elif kind == "gvisor" and not reason:
+            from tegu.sandbox.gvisor.trial import try_runsc
+            from tegu.sandbox.state import state_directory
+
+            platform, reason = try_runsc(state_directory())
+            detail = f"a program ran in runsc, platform {platform}" if platform else ""
+            reason = f"runsc starts nothing here: {reason}" if reason else ""
         elif kind.startswith("microvm") and not reason:
             from tegu.sandbox.state import state_directory
             from tegu.sandbox.vm.trial import try_boot

@@ -16,7 +16,7 @@ import select
 from tegu.linux import openat
 from tegu.sandbox import wireless
 
-__all__ = ["program", "rehearse", "serve"]
+__all__ = ["become_user", "change_path", "program", "rehearse", "serve", "user_of"]
 
 _RESET = (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGTERM, _signal.SIGHUP)
 _HIGH = 64
@@ -156,11 +156,57 @@ def _obey(box: _Box, words: list[str], fds: list[int]) -> None:
 def program(words: list[str]) -> tuple[str, list[str], dict[str, str]]:
     """Return (working directory, argv, environment) of an order to run something.
 
-    Its fields: the order, its number, the directory, how many words argv has, argv, and
-    NAME=VALUE.
+    Its fields: the order, its number, the directory, how many words argv has and, after a space,
+    the user if it is not root (`user_of`), argv, and NAME=VALUE.
     """
-    end = 4 + int(words[3])
+    end = 4 + int(words[3].partition(" ")[0])
     return words[2], words[4:end], dict(word.split("=", 1) for word in words[end:])
+
+
+def user_of(words: list[str]) -> list[int]:
+    """Return [uid, gid, more groups ...] of an order to run something; empty for root."""
+    _, _, user = words[3].partition(" ")
+    return [int(i) for i in user.replace(":", ",").split(",")] if user else []
+
+
+def become_user(ids: list[int]) -> None:
+    """Give this process the ids that `user_of` returned."""
+    if ids:
+        os.setgroups(ids[2:])
+        os.setresgid(ids[1], ids[1], ids[1])
+        os.setresuid(ids[0], ids[0], ids[0])
+
+
+def _fork(path: str, argv: list[str], env: dict[str, str], high: list[int], ids: list[int]) -> int:
+    """Start a program as another user, which posix_spawn(3) cannot; raises its OSError."""
+    told_r, told_w = os.pipe2(os.O_CLOEXEC)
+    told_w, low = fcntl.fcntl(told_w, fcntl.F_DUPFD_CLOEXEC, _HIGH), told_w
+    os.close(low)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            _signal.set_wakeup_fd(-1)
+            for number in (*_RESET, _signal.SIGCHLD):
+                _signal.signal(number, _signal.SIG_DFL)
+            for i, fd in enumerate(high):
+                os.dup2(fd, i)
+            become_user(ids)
+            os.execve(path, argv, env)
+        except OSError as e:
+            os.write(told_w, (e.errno or errno.EIO).to_bytes(4, "little"))
+        finally:
+            os._exit(127)
+    os.close(told_w)
+    try:
+        said = os.read(told_r, 4)
+    finally:
+        os.close(told_r)
+    if said:
+        os.waitpid(pid, 0)
+        number = int.from_bytes(said, "little")
+        raise OSError(number, os.strerror(number))
+    return pid
 
 
 def _run(box: _Box, words: list[str], fds: list[int]) -> None:
@@ -170,14 +216,18 @@ def _run(box: _Box, words: list[str], fds: list[int]) -> None:
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in fds]
     os.chdir(cwd)
     try:
-        pid = os.posix_spawn(
-            path,
-            argv,
-            env,
-            file_actions=[(os.POSIX_SPAWN_DUP2, fd, i) for i, fd in enumerate(high)],
-            setsid=True,
-            setsigdef=_RESET,
-        )
+        ids = user_of(words)
+        if ids:
+            pid = _fork(path, argv, env, high, ids)
+        else:
+            pid = os.posix_spawn(
+                path,
+                argv,
+                env,
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, i) for i, fd in enumerate(high)],
+                setsid=True,
+                setsigdef=_RESET,
+            )
     finally:
         os.chdir("/")
         for fd in high:
@@ -269,8 +319,14 @@ def _change(box: _Box, op: str, arguments: list[str]) -> None:
         _quietly(-1, _signal.SIGSTOP)
     elif op == "resume":
         _quietly(-1, _signal.SIGCONT)
-    elif op in ("mkdir", "remove"):
-        fd, name = _place(box, arguments[0])
+    else:
+        change_path(box.root, op, arguments)
+
+
+def change_path(root: int, op: str, arguments: list[str]) -> None:
+    """mkdir, remove or rename below the directory `root`; raises OSError."""
+    if op in ("mkdir", "remove"):
+        fd, name = _place(root, arguments[0])
         try:
             if op == "mkdir":
                 os.mkdir(name, 0o755, dir_fd=fd)
@@ -279,9 +335,9 @@ def _change(box: _Box, op: str, arguments: list[str]) -> None:
         finally:
             os.close(fd)
     elif op == "rename":
-        fd, name = _place(box, arguments[0])
+        fd, name = _place(root, arguments[0])
         try:
-            to, new = _place(box, arguments[1])
+            to, new = _place(root, arguments[1])
             try:
                 os.rename(name, new, src_dir_fd=fd, dst_dir_fd=to)
             finally:
@@ -292,10 +348,10 @@ def _change(box: _Box, op: str, arguments: list[str]) -> None:
         raise OSError(38, f"no such order: {op}")
 
 
-def _place(box: _Box, path: str) -> tuple[int, str]:
+def _place(root: int, path: str) -> tuple[int, str]:
     """Open the directory that a path's last name is in; return it, and that name."""
     directory, _, name = path.rstrip("/").rpartition("/")
-    return openat.open_in_root(box.root, directory or "/", os.O_PATH | os.O_DIRECTORY), name
+    return openat.open_in_root(root, directory or "/", os.O_PATH | os.O_DIRECTORY), name
 
 
 def _remove(directory: int, name: str) -> None:

@@ -237,4 +237,5 @@ def become(words: list[str], fds: Sequence[int]) -> None:
         os.dup2(fd, target)
     for number in (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(number, _signal.SIG_DFL)  # Python has its own ideas about these
+    init.become_user(init.user_of(words))
     os.execvpe(argv[0], argv, env)

@@ -45,8 +45,9 @@ def keep(
     listener = _listen(path)
     state = state_directory().absolute()
     os.environ["TEGU_SANDBOX_STATE"] = str(state)
-    with suppress(SandboxError):  # what needs it says so when it is asked for
+    with suppress(SandboxError, OSError):  # what needs it says so when it is asked for
         make_state(state)
+        (state / "images").mkdir(mode=0o755, exist_ok=True)
     try:
         cgroups.step_aside()
         cgroups.sweep()

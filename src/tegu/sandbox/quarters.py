@@ -16,12 +16,16 @@ __all__ = ["furnish"]
 def furnish(state: Path | None = None) -> None:
     """Set the mounts of this process's new mount namespace up; raises OSError.
 
-    `state` is the one directory of the host that stays writable; no box sees it.
+    `state` is the one directory of the host that stays writable; no box sees it. Trees of images
+    in it do not: boxes start programs from there.
     """
     before = Path("/proc/self/mountinfo").read_text().splitlines()
     libc.mount("", "/", "", libc.MS_REC | libc.MS_PRIVATE)
     if state is not None:
         libc.mount(str(state), str(state), "", libc.MS_BIND)  # a mount of its own
+        images = state / "images"
+        if images.is_dir():
+            libc.mount(str(images), str(images), "", libc.MS_BIND)
     mountapi.set_attributes("/", mountapi.MOUNT_ATTR_RDONLY, recursive=True)
     if state is not None:
         mountapi.set_attributes(

@@ -509,7 +509,7 @@ class _Connection:
             "pid": box.pid,
             "state": "paused" if box.paused else box.state,
             "seconds": round(time.time() - box.created, 3),
-            "spec": box.spec.to_json(),
+            "spec": {k: v for k, v in box.spec.to_json().items() if k != "env"},
             "usage": usage,
             **self._supervisor.reachable(box),
         }

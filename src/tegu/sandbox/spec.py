@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from tegu.errors import UsageError
@@ -21,7 +21,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_USER = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5})((?:,[0-9]{1,5}){0,32}))?")
+_MAX_ID = 65535
 _MAX_BYTES = 96 * 1024
+_MAX_DEFAULTS = 16 * 1024
 
 
 def parse_size(value: int | str, what: str) -> int:
@@ -86,6 +89,11 @@ class BoxSpec:
     "allow:NAME,ADDRESS" is the same as a list of them."""
     publish: Sequence[str] = ()
     """Ports of the host that lead to ports of the box, as in "8080:8000"."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables, the working directory and the user of programs that do not say their own: what
+    the configuration of an image names. A user is "UID:GID[,GID...]", or "" for root."""
+    cwd: str = "/"
+    user: str = ""
 
     def __post_init__(self) -> None:
         for what in ("template", "kind", "hostname", "snapshot"):
@@ -98,10 +106,17 @@ class BoxSpec:
         if self.template != "host" and not self.template.startswith("/"):
             raise UsageError(
                 f"template: {self.template!r} is neither 'host' nor an absolute path",
-                hint="a template is a directory with a root file system in it",
+                hint="a directory with a root file system in it, or a name that "
+                "`tegu sandbox template list` shows",
             )
         _range("timeout", self.timeout, 0.001, 2**31)
         self._check_network()
+        _variables(self.env)
+        if sum(len(k) + 4 * len(v) + 8 for k, v in self.env.items()) > _MAX_DEFAULTS:
+            raise UsageError(f"env: more than {_MAX_DEFAULTS} bytes of variables for every program")
+        if not _text("cwd", self.cwd).startswith("/"):
+            raise UsageError(f"cwd: {self.cwd!r} is not an absolute path")
+        _user(self.user)
         if _HOSTNAME.fullmatch(self.hostname) is None:
             raise UsageError(f"hostname: {self.hostname!r} is not a host name")
 
@@ -141,20 +156,20 @@ class RunSpec:
 
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
-    cwd: str = "/"
+    cwd: str = ""
     timeout: float | None = None
+    user: str = ""
+    """"UID[:GID[,GID...]]" in the box. This and `cwd` are the box's own when they are ""."""
 
     def __post_init__(self) -> None:
         if isinstance(self.argv, str) or not self.argv or not self.argv[0]:
             raise UsageError("argv: there is no program to run")
         for word in self.argv:
             _text("argv", word)
-        for name, value in self.env.items():
-            if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-                raise UsageError(f"env: {name!r} is not the name of a variable")
-            _text(f"env: {name}", value)
-        if not _text("cwd", self.cwd).startswith("/"):
+        _variables(self.env)
+        if self.cwd and not _text("cwd", self.cwd).startswith("/"):
             raise UsageError(f"cwd: {self.cwd!r} is not an absolute path")
+        _user(self.user)
         _range("timeout", self.timeout, 0.001, 2**31)
         size = sum(len(w.encode(errors="surrogateescape")) + 8 for w in self.argv)
         size += sum(
@@ -173,6 +188,7 @@ class RunSpec:
             "env": dict(self.env),
             "cwd": self.cwd,
             "timeout": self.timeout,
+            "user": self.user,
         }
 
     @classmethod
@@ -183,9 +199,16 @@ class RunSpec:
             raise UsageError("run: argv is a list and env a table")
         return cls(**values)
 
-    def environment(self) -> dict[str, str]:
-        """Return the whole environment of the program."""
-        return {**BASE_ENVIRONMENT, **self.env}
+    def within(self, box: BoxSpec) -> RunSpec:
+        """Return it with all that it leaves to the box: whole environment, directory, user."""
+        uid, mark, rest = (self.user or box.user).partition(":")
+        user = f"{uid}:{rest if mark else 0}" if uid else ""
+        return replace(
+            self,
+            env={**BASE_ENVIRONMENT, **box.env, **self.env},
+            cwd=self.cwd or box.cwd,
+            user=user if user != "0:0" else "",
+        )
 
 
 def _fields(kind: type, data: object, what: str) -> dict[str, Any]:
@@ -196,6 +219,27 @@ def _fields(kind: type, data: object, what: str) -> dict[str, Any]:
         if key not in known:
             raise UsageError(f"{what}: there is no field {key!r}")
     return dict(data)
+
+
+def _variables(env: Mapping[str, str]) -> None:
+    if not isinstance(env, Mapping):
+        raise UsageError("env: a table is wanted")
+    for name, value in env.items():
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            raise UsageError(f"env: {name!r} is not the name of a variable")
+        _text(f"env: {name}", value)
+
+
+def _user(user: str) -> None:
+    if not user:
+        return
+    found = _USER.fullmatch(_text("user", user))
+    ids = found and [found[1], found[2] or "0", *(found[3] or "").lstrip(",").split(",")]
+    if not ids or any(int(i or 0) > _MAX_ID for i in ids):
+        raise UsageError(
+            f"user: {user!r} is no user of a box",
+            hint=f"write UID, UID:GID or UID:GID,GID..., numbers up to {_MAX_ID}",
+        )
 
 
 def _range(what: str, value: object, low: float, high: float) -> None:

@@ -23,13 +23,17 @@ from tegu.errors import SandboxError, TeguError, UnsupportedError
 from tegu.linux.cgroups import Group, Groups
 from tegu.sandbox import doctor
 from tegu.sandbox.box import Box
+from tegu.sandbox.gvisor.spawn import OVERHEAD as GVISOR_OVERHEAD
+from tegu.sandbox.gvisor.spawn import THREADS, Gvisors
+from tegu.sandbox.inuse import InUse
 from tegu.sandbox.native import find_launcher, open_launcher
 from tegu.sandbox.nursery import MAX_TEMPLATES, Zygote
 from tegu.sandbox.pool import Pool
 from tegu.sandbox.spec import BoxSpec, Limits
 from tegu.sandbox.template import Template, find_template
 from tegu.sandbox.users import Users
-from tegu.sandbox.vm.spawn import KINDS, OVERHEAD, Machines, reap_orphans
+from tegu.sandbox.vm.spawn import KINDS, Machines, reap_orphans
+from tegu.sandbox.vm.spawn import OVERHEAD as MACHINE_OVERHEAD
 
 if TYPE_CHECKING:
     from tegu.sandbox.net.networks import Networks
@@ -45,8 +49,11 @@ _NO_NETWORK = {
     "process": "it shares this machine's network, and so may make no sockets at all",
     "microvm": "its machine has no network device",
     "microvm-tcg": "its machine has no network device",
+    "gvisor": "its kernel has a network stack of its own, without a device",
 }
 """Classes without networks, and why."""
+_OVERHEAD = {**dict.fromkeys(KINDS, MACHINE_OVERHEAD), "gvisor": GVISOR_OVERHEAD}
+"""Bytes that what holds a box may take beside its limit."""
 
 
 class Supervisor:
@@ -64,8 +71,11 @@ class Supervisor:
         self.last_use = time.monotonic()
         self._warm = warm
         state = os.environ.get("TEGU_SANDBOX_STATE")
-        self.machines = Machines(Path(state) if state and os.access(state, os.W_OK) else None)
+        place = Path(state) if state and os.access(state, os.W_OK) else None
+        self.machines = Machines(place)
+        self.gvisors = Gvisors(place)
         self._users = Users(privileged=privileged)
+        self._trees = InUse()
         self._zygotes: dict[str, Zygote] = {}
         self._starting: dict[str, asyncio.Task[Zygote]] = {}
         self._pools: dict[tuple[object, ...], Pool] = {}
@@ -98,12 +108,16 @@ class Supervisor:
         """Whether boxes like `spec` can be made at once."""
         if spec.kind == "process":
             return True
+        if spec.kind == "gvisor":
+            return self.gvisors.ready
         return spec.kind not in KINDS and self.zygote_now(spec.template) is not None
 
     async def prepare(self, spec: BoxSpec) -> None:
         """Start the zygote, or boot the microVM, that boxes like `spec` are copies of."""
         if spec.kind in KINDS:
             await self.machines.prepare(spec)
+        elif spec.kind == "gvisor":
+            await self.gvisors.prepare()
         elif spec.kind != "process":
             await self.zygote(spec.template)
 
@@ -222,14 +236,12 @@ class Supervisor:
         """Have a box cloned by its template's zygote, which must be ready."""
         if self._closing:
             raise SandboxError("the supervisor is ending")
-        if spec.kind in KINDS or spec.kind == "process":
+        if spec.kind != "container":
             return self._make_process(spec)
         zygote = self.zygote_now(spec.template)
         if zygote is None:
             raise SandboxError(f"template {spec.template}: its zygote has ended")
-        self._next += 1
-        box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
-        self.boxes[box.name] = box
+        box = self._new_box(spec)
         limits = spec.limits
         order = (
             str(limits.disk),
@@ -261,25 +273,33 @@ class Supervisor:
             box.gate = lambda passed: self._count(box, limits.pids, passed)
         return box
 
-    def _make_process(self, spec: BoxSpec) -> Box:
-        """Start what holds a microVM or a confined process, in a group of its own where version 2
-        is."""
+    def _new_box(self, spec: BoxSpec) -> Box:
         self._next += 1
         box = Box(f"b{self._next:x}-{os.urandom(3).hex()}", spec, self._ended)
         self.boxes[box.name] = box
+        return box
+
+    def _make_process(self, spec: BoxSpec) -> Box:
+        """Start what holds a microVM, a gVisor or a confined process, in a group of its own where
+        version 2 is."""
+        box = self._new_box(spec)
         try:
+            pids = spec.limits.pids + THREADS * (spec.kind == "gvisor")
             if spec.kind in KINDS:
                 self.machines.start(box)
+            elif spec.kind == "gvisor":
+                if self.groups.provider("pids") == "cgroup v1":
+                    box.gate = lambda passed: self._count(box, pids, passed)
+                self.gvisors.start(box)
             else:
                 self._users.start(box)
             if self.groups.provider("pids") == "cgroup v2":
                 memory = spec.limits.memory
-                machine = spec.kind in KINDS
                 box.group = self.groups.create(
                     box.name,
-                    memory=memory and memory + OVERHEAD * machine,
+                    memory=memory and memory + _OVERHEAD.get(spec.kind, 0),
                     cpus=spec.limits.cpus,
-                    pids=None if machine else spec.limits.pids,
+                    pids=None if spec.kind in KINDS else pids,
                 )
                 if box.pid:
                     box.group.attach(box.pid)
@@ -341,6 +361,11 @@ class Supervisor:
             self._loop.call_later(_FILL_AFTER, self._fill)
         if box is None:
             box = self.make(spec)
+        try:
+            self._trees.hold(spec.template, box.name)  # one made ahead does not keep it
+        except OSError as e:
+            box.kill()
+            raise SandboxError(f"template {spec.template}: {e.strerror}") from e
         return box
 
     def limit(self, box: Box, spec: BoxSpec) -> bool:
@@ -358,11 +383,10 @@ class Supervisor:
         pids = self.groups.provider("pids")
         if pids == "cgroup v2" or not (more or pids):
             return False
-        machine = spec.kind in KINDS
         if not box.ready:
             return True
         if more:
-            memory = limits.memory + OVERHEAD if machine and limits.memory else limits.memory
+            memory = limits.memory and limits.memory + _OVERHEAD.get(spec.kind, 0)
             group = self.groups.create(box.name, memory=memory, cpus=limits.cpus, pids=None)
             group.attach(box.pid)
             box.join(group)
@@ -371,7 +395,7 @@ class Supervisor:
     def _pool(self, spec: BoxSpec) -> Pool | None:
         """Return the pool whose boxes fit: those that are asked for as they come."""
         limits = spec.limits
-        if spec.kind in KINDS or spec.kind == "process":
+        if spec.kind != "container":
             return None
         plain = spec.timeout is None and (limits.memory is None and limits.cpus is None)
         second = self.groups.provider("pids") == "cgroup v2"
@@ -400,6 +424,7 @@ class Supervisor:
 
     def _ended(self, box: Box) -> None:
         self.boxes.pop(box.name, None)
+        self._trees.release(box.spec.template, box.name)
         if box.spec.kind == "process":
             self._users.ended(box)
         if box.state == "dead" and box.owner is None:

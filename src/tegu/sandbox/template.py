@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tegu.errors import UsageError
 from tegu.linux import mountapi
+from tegu.sandbox.state import state_directory
 
 __all__ = ["Template", "find_template", "readable_paths"]
 
@@ -106,7 +107,8 @@ def find_template(name: str) -> Template:
     root = Path(name)
     if not root.is_dir():
         raise UsageError(f"template: {name} is not a directory")
-    if not any((root / d).is_dir() for d in ("usr", "bin")):
+    of_image = state_directory() / "images" / "trees" in root.parents  # whatever it holds
+    if not of_image and not any((root / d).is_dir() for d in ("usr", "bin")):
         raise UsageError(
             f"template: {name} holds no root file system",
             hint="a directory with bin or usr in it, as `tegu build --format directory` makes",

@@ -12,15 +12,22 @@ import sys
 __all__ = ["main"]
 
 _USAGE = """usage: tegu run [OPTIONS] [--] COMMAND [ARGUMENT...]
+       tegu run --image IMAGE [OPTIONS] [--] [COMMAND [ARGUMENT...]]
 
 Run a command in a new box: a container without network (unless --network says otherwise), with a
 file system of its own that ends with it. Its standard streams are yours; its exit code is the
 result (128 + N after signal N, 124 after --timeout, 126 or 127 when it cannot start).
 
-  -t, --template DIR   root file system: a directory, or "host": this machine's programs (default)
+  -t, --template NAME  what it sees as its "/": a template of `tegu sandbox template list`, a
+                       directory, or "host": this machine's programs (default)
+      --image IMAGE    a template of an image, fetched at its first use: docker://REF,
+                       oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE
+      --entrypoint P   run P instead of the image's own entry point ("": none); without this,
+                       COMMAND takes the place of the image's arguments
       --class CLASS    how strongly it is held: see `tegu sandbox doctor` (default: container)
   -e, --env NAME=VALUE a variable, as often as wanted
-  -w, --cwd DIR        working directory in the box (default: /)
+  -w, --cwd DIR        working directory in the box (default: the image's, or /)
+  -u, --user ID        run as UID, UID:GID or UID:GID,GID... (default: the image's, or root)
       --timeout S      kill everything in the box after S seconds
       --memory SIZE    at most this much memory, as in 256M
       --cpus N         at most N processors, as in 0.5
@@ -37,10 +44,15 @@ result (128 + N after signal N, 124 after --timeout, 126 or 127 when it cannot s
   -h, --help           this text
 
 Example: tegu run --memory 256M --timeout 10 -- python3 -c 'print(1 + 1)'
+         tegu run --image oci:/srv/images/app:v1 -- sh -c 'id; pwd'
 """
 _OPTIONS = {
     "-t": "template",
     "--template": "template",
+    "--image": "image",
+    "--entrypoint": "entrypoint",
+    "-u": "user",
+    "--user": "user",
     "--class": "kind",
     "-w": "cwd",
     "--cwd": "cwd",
@@ -138,9 +150,52 @@ def _parse(args: list[str]) -> tuple[dict[str, str], dict[str, str], list[str], 
             values[name] = f"{values[name]} {value}" if name in values else value
         else:
             values[_OPTIONS[name]] = value
-    if i >= len(args):
-        raise _UsageError("there is no command to run")
     return values, env, args[i:], as_json
+
+
+def _image(values: dict[str, str], env: dict[str, str], command: list[str]) -> list[str]:
+    """Put what an image says of programs where the caller says nothing; return the command."""
+    word = values.get("template", "")
+    source = values.get("image")
+    if source is not None and word:
+        raise _UsageError("--image and --template are two names of one thing: give one")
+    if source is None and not _named(word):
+        if "entrypoint" in values:
+            raise _UsageError("--entrypoint is for images: see --image")
+        if not command:
+            raise _UsageError("there is no command to run")
+        return command
+    _rest()
+    from tegu.sandbox.images import find_image, obtain
+
+    image = find_image(word) if source is None else obtain(source, _progress)
+    if image is None:
+        raise _UsageError(f"there is no template {word}")
+    values["template"] = str(image.root)
+    values.setdefault("cwd", image.cwd)
+    if values.get("kind") != "process":
+        values.setdefault("user", image.user)
+    for name, value in image.env.items():
+        env.setdefault(name, value)
+    return image.command(command, values.get("entrypoint"))
+
+
+def _named(word: str) -> bool:
+    """Whether a word is the name of an image's template: see tegu.sandbox.images.catalog."""
+    if not word or "/" in word or word == "host":
+        return False
+    state = os.environ.get("TEGU_SANDBOX_STATE")
+    if not state and os.geteuid() == 0:
+        state = "/var/lib/tegu/sandbox"
+    elif not state:
+        home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111
+        state = f"{home}/tegu/sandbox"
+    return os.access(f"{state}/images/names/{word}.json", os.F_OK)
+
+
+def _progress(what: str) -> None:
+    if os.isatty(2):
+        sys.stderr.write(f"tegu: {what}\n")
 
 
 def _request(values: dict[str, str], env: dict[str, str], command: list[str]) -> str:
@@ -168,6 +223,8 @@ def _request(values: dict[str, str], env: dict[str, str], command: list[str]) ->
         box.append('"init":false')
     run = [f'"argv":[{",".join(map(_quote, command))}]']
     run.append('"env":{' + ",".join(f"{_quote(k)}:{_quote(v)}" for k, v in env.items()) + "}")
+    if "user" in values:
+        run.append(f'"user":{_quote(values["user"])}')
     if "cwd" in values:
         run.append(f'"cwd":{_quote(values["cwd"])}')
     if "timeout" in values:
@@ -248,6 +305,7 @@ def _feed(link: _socket.socket, reader: int, writer: int) -> None:
 
 def _converse(args: list[str]) -> int:
     values, env, command, as_json = _parse(args)
+    command = _image(values, env, command)
     request = _request(values, env, command).encode()
     streams = _streams()  # first: a socket may otherwise become number 0
     # S_ISREG or S_ISBLK: the box could open the file again through /proc/self/fd/0, for writing.

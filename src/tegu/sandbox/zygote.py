@@ -22,7 +22,7 @@ from tegu.linux.clone import clone3
 from tegu.sandbox import inside, wireless
 from tegu.sandbox.devices import attach_devices
 
-__all__ = ["main"]
+__all__ = ["lay", "main"]
 
 _BOX_NAMESPACES = (
     libc.CLONE_NEWUSER
@@ -130,7 +130,7 @@ def _build(plan: dict[str, Any], fds: list[int]) -> None:
     if plan["root"] is not None:
         mountapi.attach(fds[plan["root"]], root)
     for path, kind, content in plan["skeleton"]:
-        _lay(root + path, kind, content)
+        lay(root + path, kind, content)
     libc.mount(root, f"{stage}/ro", "", libc.MS_BIND)
     for path, index in plan["mounts"]:
         mountapi.attach(fds[index], f"{stage}/ro{path}")
@@ -150,7 +150,8 @@ def _build(plan: dict[str, Any], fds: list[int]) -> None:
     mountapi.set_attributes("/", mountapi.MOUNT_ATTR_RDONLY)
 
 
-def _lay(path: str, kind: str, content: Any) -> None:
+def lay(path: str, kind: str, content: Any) -> None:
+    """Make one entry of a template's skeleton (tegu.sandbox.template)."""
     if kind == "dir":
         os.makedirs(path, mode=int(content, 8), exist_ok=True)  # noqa: PTH103
         os.chmod(path, int(content, 8))  # noqa: PTH101

@@ -11,7 +11,7 @@ import fcntl
 import os
 from pathlib import Path
 
-__all__ = ["find_guest", "find_launcher", "open_launcher"]
+__all__ = ["find_guest", "find_hold", "find_launcher", "open_launcher"]
 
 _MFD_EXEC = 0x10  # linux/memfd.h, Linux 6.3
 
@@ -25,6 +25,12 @@ def find_launcher() -> Path | None:
 def find_guest() -> Path | None:
     """Return the first process of microVMs (guest.c), or None where it was not built."""
     path = Path(__file__).with_name("tegu-guest")
+    return path if path.is_file() else None
+
+
+def find_hold() -> Path | None:
+    """Return the first process of gVisor boxes that live on (hold.c), or None."""
+    path = Path(__file__).with_name("tegu-hold")
     return path if path.is_file() else None
 
 

@@ -42,6 +42,7 @@
 #include <unistd.h>
 
 enum { MAX_MESSAGE = 120 * 1024, MAX_FDS = 64, MAX_FILTERS = 4, MAX_BINDS = 32, MAX_SPARE = 64 };
+enum { MAX_GROUPS = 64 };
 enum { LINK = 3, WORLD = 4, RULES_IN = 5 };
 enum { CONTROL = 60, RULES = 61, HIGH = 64 };
 /* linux/landlock.h, of which older ones do not know all */
@@ -501,9 +502,9 @@ static const char *find_program(const char *name, char **env, const char *cwd)
     return NULL;
 }
 
-/* Order "run" or "become": op, number, cwd, words of argv, argv, environment. */
+/* Order "run" or "become": op, number, cwd, "WORDS-OF-ARGV [USER]", argv, environment. */
 struct program {
-    const char *path, *cwd;
+    const char *path, *cwd, *user; /* "UID:GID[,GID...]", or NULL for root */
     char **argv, **env;
 };
 
@@ -516,6 +517,7 @@ static int read_program(struct program *p)
     }
     /* argv needs a NULL at its end, where the environment begins: moved up by one. */
     p->cwd = fields[2];
+    p->user = strchr(fields[3], ' ');
     p->argv = fields + 3;
     memmove(p->argv, fields + 4, (size_t)words * sizeof *fields);
     p->argv[words] = NULL;
@@ -523,6 +525,27 @@ static int read_program(struct program *p)
     p->path = find_program(p->argv[0], p->env, p->cwd);
     errno = ENOENT;
     return p->path ? 0 : -1;
+}
+
+/* Only in the new process: it may share our memory, so neither it nor a library keeps accounts. */
+static int become_user(const char *user)
+{
+    gid_t groups[MAX_GROUPS];
+    size_t n = 0;
+    char *at;
+    uid_t uid = (uid_t)strtoul(user, &at, 10);
+
+    errno = EINVAL;
+    if (*at != ':')
+        return -1;
+    gid_t gid = (gid_t)strtoul(at + 1, &at, 10);
+    while (*at == ',' && n < MAX_GROUPS)
+        groups[n++] = (gid_t)strtoul(at + 1, &at, 10);
+    if (*at)
+        return -1;
+    if (syscall(SYS_setgroups, n, groups) < 0 || syscall(SYS_setresgid, gid, gid, gid) < 0)
+        return -1;
+    return (int)syscall(SYS_setresuid, uid, uid, uid);
 }
 
 /* In the new process: streams, directory, program. Returns with errno only when it failed. */
@@ -539,6 +562,8 @@ static void start_program(const struct program *p)
     for (size_t i = 0; i < n_fds; i++)
         if (dup2(high[i], (int)i) < 0)
             return;
+    if (p->user && become_user(p->user + 1) < 0)
+        return;
     unblock();
     execve(p->path, p->argv, p->env);
 }

@@ -18,6 +18,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/random.h>
 #include <net/if.h>
 #include <poll.h>
@@ -297,6 +298,27 @@ static void remove_path(const char *path)
     _exit(0);
 }
 
+/* "UID:GID[,GID...]" */
+static int become_user(const char *user)
+{
+    gid_t groups[64];
+    size_t n = 0;
+    char *at;
+    uid_t uid = (uid_t)strtoul(user, &at, 10);
+
+    errno = EINVAL;
+    if (*at != ':')
+        return -1;
+    gid_t gid = (gid_t)strtoul(at + 1, &at, 10);
+    while (*at == ',' && n < sizeof groups / sizeof *groups)
+        groups[n++] = (gid_t)strtoul(at + 1, &at, 10);
+    if (*at)
+        return -1;
+    if (setgroups(n, groups) < 0 || setresgid(gid, gid, gid) < 0)
+        return -1;
+    return setresuid(uid, uid, uid);
+}
+
 /* In the new process: become what the order says. `error` tells the errno of a failed start. */
 static void become(struct run *r, char kind, char *data, size_t length, int error)
 {
@@ -339,7 +361,8 @@ static void become(struct run *r, char kind, char *data, size_t length, int erro
         }
         limit(RLIMIT_CORE, 0);
         limit(RLIMIT_NOFILE, most_files);
-        if (chdir(words[0]) == 0)
+        char *user = strchr(words[1], ' ');
+        if (chdir(words[0]) == 0 && (!user || become_user(user + 1) == 0))
             execvp(argv[0], argv);
         problem = errno;
     }

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from tests.sandbox.world import Space, why_not, world
 
+from tegu.linux import sklookup
 from tegu.sandbox.client import Result, Sandbox, box_spec, run
 from tegu.sandbox.native import find_launcher
 
@@ -151,6 +152,10 @@ def net() -> Iterator[Net]:
     reason = why_not()
     if reason:
         pytest.skip(reason)
+    try:
+        sklookup.try_load()
+    except OSError as e:
+        pytest.skip(f"this machine's kernel or container refuses {e.filename}: {e.strerror}")
     with world() as host:
         one = Served(warm=2, within=host.enter())
         yield Net(host, one)

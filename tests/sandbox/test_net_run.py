@@ -137,7 +137,8 @@ def test_a_box_keeps_its_own_loopback(net: Net) -> None:
 import socket
 s = socket.create_server(("127.0.0.1", 8080)); c = socket.create_connection(("127.0.0.1", 8080))
 print(s.accept()[1] == c.getsockname())
-s = socket.create_server(("", 8081)); c = socket.create_connection(("192.0.0.2", 8081))
+low = socket.create_server(("", 81)); s = socket.create_server(("", 8081))
+c = socket.create_connection(("192.0.0.2", 8081))
 print(c.getsockname()[0])
 s6 = socket.create_server(("::1", 8082), family=socket.AF_INET6)
 print(socket.create_connection(("::1", 8082)).getpeername()[0])
@@ -173,11 +174,11 @@ def _copy_program(root: Path, program: Path) -> None:
 
 def test_ports_lead_in(net: Net) -> None:
     """Also where the box has no network."""
-    with net.box("none", publish=["0:8000"]) as box:
+    with net.box("none", publish=["0:8000", "0:80"]) as box:
         opened = box.ports.open(8001)
         ports = {p["port"]: p["host_port"] for p in box.ports.list()}
         assert ports[8001] == opened
-        assert set(ports) == {8000, 8001}
+        assert set(ports) == {80, 8000, 8001}
         server = box.start(["python3", "-c", _SERVER])
         assert next(server.output()) == ("stdout", b"up\n")
         for port in ports.values():
@@ -202,7 +203,7 @@ def serve(s):
         while data := c.recv(65536):
             c.sendall(data)
         c.close()
-for port in (8000, 8001):
+for port in (80, 8000, 8001):
     threading.Thread(target=serve, args=(socket.create_server(("127.0.0.1", port)),)).start()
 print("up", flush=True)
 """
@@ -280,11 +281,9 @@ def test_the_python_launcher_gives_the_same(net: Net) -> None:
         other.stop()
 
 
+@pytest.mark.usefixtures("net")  # where that is skipped, so is this
 def test_no_outside_at_all() -> None:
     """Where there is neither a route nor a resolver, a box hears so at once."""
-    reason = world.why_not()
-    if reason:
-        pytest.skip(reason)
     host = world.Space([])
     one = Served(warm=0, within=host.enter())
     try:
@@ -296,6 +295,7 @@ def test_no_outside_at_all() -> None:
         host.close()
 
 
+@pytest.mark.slow
 def test_sockets_are_given_back(net: Net) -> None:
     """A hundred boxes with networks leave the relay and the supervisor as they were."""
     relay = relay_of(net.served)

@@ -125,6 +125,16 @@ def test_where_the_host_itself_is() -> None:
         assert way._passes(address, TCP, 80) is passes, text
 
 
+@pytest.mark.parametrize("text", ["::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:1.1.1.1"])
+def test_ipv4_written_as_ipv6_is_admitted_by_nothing(text: str) -> None:
+    """In the kernel's map it would be the IPv4 address."""
+    for entries in (["a.example"], ["full"], ["a.example", "::/0"]):
+        way, _, kernel = made(entries)
+        assert not admit(way, entries, "a.example", ipaddress.ip_address(text))
+        assert not way._passes(ipaddress.ip_address(text), TCP, 80)
+        assert not kernel.open
+
+
 def test_what_is_closed_admits_no_more() -> None:
     entries = ["a.example"]
     way, _, kernel = made(entries)

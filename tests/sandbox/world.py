@@ -36,6 +36,8 @@ ZONE: dict[str, dict[int, list[tuple[int, str]]]] = {
     "loop.example": {1: [(3600, "127.0.0.1")]},
     "meta.example": {1: [(3600, METADATA)]},
     "self.example": {1: [(3600, HOST)]},
+    "mapped.example": {28: [(3600, "::ffff:127.0.0.1"), (3600, f"::ffff:{METADATA}")]},
+    "short.example": {1: [(0, THIRD)]},
     "both.example": {1: [(3600, METADATA), (3600, THIRD)]},
     "big.example": {1: [(3600, ALLOWED)] + [(3600, f"203.0.113.{n}") for n in range(100, 180)]},
 }

@@ -83,9 +83,10 @@ class Addresses:
 
 
 def element(command: int, fd: int, key: bytes, value: bytes) -> None:
-    """Change an element of a map."""
+    """Change an element of a map; without a value, as when it is deleted, there must be none."""
     k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, 8)
-    attributes = struct.pack("=IIQQQ", fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0)
+    place = ctypes.addressof(v) if value else 0
+    attributes = struct.pack("=IIQQQ", fd, 0, ctypes.addressof(k), place, 0)
     _bpf(command, attributes, "a map of BPF")
 
 

@@ -472,7 +472,7 @@ class Supervisor:
         for zygote in self._zygotes.values():
             zygote.stop()
         if self._networks is not None:
-            self._networks.close()
+            self._networks.stop()
         self.thread.shutdown()
         self.groups.close()
 

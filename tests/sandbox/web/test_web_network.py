@@ -134,6 +134,7 @@ FETCH = (
 )
 
 
+@pytest.mark.slow
 def test_the_published_e2b_client(net: Net, open_service: Service) -> None:
     pytest.importorskip("e2b", reason="E2B's client is not installed")
     script = f"""

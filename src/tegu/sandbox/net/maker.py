@@ -11,19 +11,23 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tegu.linux import libc, sklookup
 from tegu.linux.route import Routes
 from tegu.sandbox.net.policy import OWN_ADDRESSES, TCP, UDP, Address, Policy, mapped
 
-__all__ = ["DNS_PORT", "Made", "make", "within"]
+__all__ = ["DNS_PORT", "Made", "make", "open_low_ports"]
 
 DNS_PORT = 53
 _BACKLOG = 128
+_BUFFER = 256 * 1024
+"""Bytes; the kernel keeps to net.core.rmem_max and wmem_max, and doubles it (socket(7))."""
 _IP_RECVORIGDSTADDR = 20  # linux/in.h
 _IPV6_RECVORIGDSTADDR = 74  # linux/in6.h
+_LOW_PORTS = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+"""Of the network namespace of the thread that opens it (ip-sysctl.rst); of IPv6 as well."""
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 _OWN = [ipaddress.ip_network(n) for n in ("127.0.0.0/8", "::1/128", *map(str, OWN_ADDRESSES))]
 
@@ -54,33 +58,26 @@ class Made:
             self.link = -1
 
 
-def within(network: int, call: Callable[[], None]) -> None:
-    """Call in a network namespace; only in a thread of its own, which is back outside then.
+def open_low_ports(network: int) -> None:
+    """Let programs of a box listen at ports below 1024, which are root's of the whole host else.
 
-    Should there be no way back, the whole process ends rather than go on in a box's namespace.
+    Root in a box has no power over its network namespace, which is not its own. The thread that
+    calls this must end: it stays in that namespace (`network` is its descriptor). Raises OSError.
     """
-    back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        libc.setns(network, libc.CLONE_NEWNET)
-        try:
-            call()
-        finally:
-            try:
-                libc.setns(back, libc.CLONE_NEWNET)
-            except OSError:
-                os.abort()
-    finally:
-        os.close(back)
+    libc.setns(network, libc.CLONE_NEWNET)
+    _LOW_PORTS.write_text("0")
 
 
 def make(network: int, policy: Policy) -> Made:
-    """Make the way out of the box whose network namespace is `network`, which is closed.
+    """Make the way out of the box whose network namespace is `network`.
 
-    For a thread of its own. Raises OSError.
+    The thread that calls this must end: it stays in that namespace, from which a user's supervisor
+    would not be let back. Raises OSError.
     """
     made = Made()
     try:
-        within(network, lambda: _open(made))
+        open_low_ports(network)
+        _open(made)
         steered = [made.sockets.get(name) for name in ("tcp4", "udp4", "tcp6", "udp6")]
         fds = [-1 if one is None else one.fileno() for one in steered]
         made.addresses, made.link = sklookup.steer(network, fds)
@@ -94,8 +91,6 @@ def make(network: int, policy: Policy) -> Made:
     except BaseException:
         made.close()
         raise
-    finally:
-        os.close(network)
     return made
 
 
@@ -138,4 +133,7 @@ def _open_for(made: Made, address: Address) -> None:
         if place is not None:
             one.bind(place)
         if kind == socket.SOCK_STREAM:
+            # Of a size of its own, as what waits there is counted against no box's memory.
+            for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                one.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER)
             one.listen(_BACKLOG)

@@ -10,18 +10,19 @@ import asyncio
 import ipaddress
 import os
 import socket
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tegu.errors import SandboxError, UnsupportedError
 from tegu.linux import sklookup
 from tegu.sandbox.box import Box, Pending
-from tegu.sandbox.net.maker import Made, make
+from tegu.sandbox.net.maker import Made, make, open_low_ports
 from tegu.sandbox.net.policy import Policy
 from tegu.sandbox.net.ports import MAX_PORTS, Published
 from tegu.sandbox.spawned import Spawned, bare_python, start_python
@@ -32,6 +33,8 @@ __all__ = ["Networks"]
 _DEADLINE = 60.0
 _IDLE = 60.0
 _REMEMBERED = 32
+_LOW = 1024
+_T = TypeVar("_T")
 _USERS = "a user's supervisor may not load the BPF program that steers it"
 
 
@@ -52,7 +55,6 @@ class Networks(Spawned):
     def __init__(self, *, privileged: bool) -> None:
         super().__init__()
         self._privileged = privileged
-        self._thread = ThreadPoolExecutor(1, "networks")
         self._starting: asyncio.Task[None] | None = None
         self._attached: dict[str, _Attached] = {}
         self._boxes: dict[str, Box] = {}
@@ -79,6 +81,7 @@ class Networks(Spawned):
 
     async def _start(self) -> None:
         """See that the relay runs. Raises SandboxError."""
+        self._last_use = time.monotonic()
         if self.alive and self._starting is None:
             return
         if self._starting is None:
@@ -110,12 +113,8 @@ class Networks(Spawned):
         await self._start()
         loop = asyncio.get_running_loop()
         policy = Policy(network)
-        if box.state == "dead":
-            raise box.error or SandboxError(f"box {box.name} has ended")
-        # Here, where it cannot have been waited for: later its pid may be another's.
-        namespace = os.open(f"/proc/{box.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            made = await loop.run_in_executor(self._thread, make, namespace, policy)
+            made = await self._within(box, lambda namespace: make(namespace, policy))
         except PermissionError as e:
             raise UnsupportedError(
                 f"a network beyond none: {e.filename}: {e.strerror}",
@@ -138,6 +137,24 @@ class Networks(Spawned):
             raise SandboxError(f"{self.where}it does not answer") from e
         finally:
             self._waiting.pop(box.name, None)
+
+    async def _within(self, box: Box, call: Callable[[int], _T]) -> _T:
+        """Call with a descriptor of the box's network namespace, in a thread that ends then.
+
+        Raises OSError.
+        """
+        if box.state == "dead":
+            raise box.error or SandboxError(f"box {box.name} has ended")
+        # Here, where it cannot have been waited for: later its pid may be another's.
+        namespace = os.open(f"/proc/{box.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+        def work() -> _T:
+            try:
+                return call(namespace)
+            finally:
+                os.close(namespace)
+
+        return await asyncio.wrap_future(_in_a_thread(work))
 
     def _hand_over(self, name: str, network: str | Sequence[str], made: Made) -> None:
         assert made.addresses is not None
@@ -187,6 +204,12 @@ class Networks(Spawned):
         if not box.spec.init:
             raise SandboxError(f"box {box.name} has no first process that could open ports")
         await self._start()
+        found = self._attached.get(box.name)
+        if wanted.port < _LOW and (found is None or found.made is None):
+            try:
+                await self._within(box, open_low_ports)
+            except OSError as e:
+                raise SandboxError(f"box {box.name}: its low ports: {e.strerror}") from e
         if box.state == "dead":
             raise box.error or SandboxError(f"box {box.name} has ended")
         entry = self._entry(box)
@@ -280,7 +303,17 @@ class Networks(Spawned):
         if self.alive and unused and time.monotonic() - self._last_use > _IDLE:
             self.stop()
 
-    def close(self) -> None:
-        """End it for good."""
-        self.stop()
-        self._thread.shutdown()
+
+def _in_a_thread(call: Callable[[], _T]) -> Future[_T]:
+    """Call in a thread of its own: one that has entered a box's network namespace does no more."""
+    done: Future[_T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as e:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(e)
+
+    threading.Thread(target=work, name="network", daemon=True).start()
+    return done

@@ -65,7 +65,7 @@ def _networks(text: str) -> tuple[Network, ...]:
 DENIED = _networks(
     "0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 192.0.0.0/24 224.0.0.0/4 240.0.0.0/4"
     " 100.100.100.200/32 168.63.129.16/32"
-    " ::/128 ::1/128 64:ff9b::/96 64:ff9b:1::/48 2001::/32 2002::/16 fe80::/10 fec0::/10 ff00::/8"
+    " ::/96 64:ff9b::/96 64:ff9b:1::/48 2001::/32 2002::/16 fe80::/10 fec0::/10 ff00::/8"
     " fd00:ec2::254/128 fd00:7e60::/64"
 )
 """Never reached unless a rule names them, or a part of them: this host, its link, groups, what
@@ -82,6 +82,8 @@ def _within(address: Address, networks: Sequence[Network]) -> bool:
 
 def special(address: Address) -> bool:
     """Whether a name of the outside has no business to lead to this address."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return True
     return _within(address, DENIED) or _within(address, _PRIVATE)
 
 
@@ -256,7 +258,12 @@ class Policy:
         return self.named(address, protocol, port) is not None
 
     def named(self, address: Address, protocol: int, port: int) -> Network | None:
-        """Return the network of the rule that allows an address, or None when none does."""
+        """Return the network of the rule that allows an address, or None when none does.
+
+        An IPv4 address written as IPv6 is none: the kernel connects to it as IPv4.
+        """
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            return None
         best: tuple[int, bool, Network] | None = None
         for network, allow in self._matching(protocol, port):
             if network.version != address.version or address not in network:

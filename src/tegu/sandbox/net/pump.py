@@ -9,11 +9,12 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
-__all__ = ["join", "let_go", "reset", "take"]
+__all__ = ["connect_inside", "join", "let_go", "reset", "take"]
 
 _CHUNK = 256 * 1024
 """Bytes that are read at a time; no more wait for a slow reader."""
 _PAUSE = 0.1
+_CONNECT = 10.0
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -34,6 +35,19 @@ def let_go(one: socket.socket) -> None:
         loop.remove_reader(one.fileno())
         loop.remove_writer(one.fileno())
         one.close()
+
+
+async def connect_inside(one: socket.socket, port: int) -> None:
+    """Connect a socket that a box gave, which is of the box's network, to what listens there.
+
+    A socket belongs to the network in which it was made (network_namespaces(7)). Raises OSError,
+    TimeoutError among them.
+    """
+    one.setblocking(False)
+    if (one.family, one.type) != (socket.AF_INET, socket.SOCK_STREAM):
+        raise OSError(errno.EPROTOTYPE, "the box gave something else than a socket for TCP")
+    async with asyncio.timeout(_CONNECT):
+        await asyncio.get_running_loop().sock_connect(one, ("127.0.0.1", port))
 
 
 def take(listener: socket.socket, again: Callable[[], None]) -> socket.socket | None:

@@ -20,7 +20,7 @@ from tegu.linux.route import Routes
 from tegu.linux.sklookup import Addresses
 from tegu.sandbox import wireless
 from tegu.sandbox.net.policy import Policy
-from tegu.sandbox.net.pump import join, let_go, reset, take
+from tegu.sandbox.net.pump import connect_inside, join, let_go, reset, take
 from tegu.sandbox.net.upstream import Upstream
 from tegu.sandbox.net.way import Way
 
@@ -28,9 +28,10 @@ __all__ = ["RELAY_ID", "main"]
 
 RELAY_ID = 0x6FFF_7FFF
 """The user id of root's relay: the last of the range that sandboxes use (tegu.sandbox.bare)."""
-_CONNECT = 10.0
 _MOST = 512
 """Connections of one published port at a time."""
+_MOST_TOLD = 64
+_TELL_AGAIN = 60.0
 
 
 def _give_up_rights(user: int) -> None:
@@ -58,6 +59,7 @@ class _Relay:
         self._source = Upstream()
         self._ways: dict[str, Way] = {}
         self._ports: dict[str, _Port] = {}
+        self._told: dict[str, set[str]] = {}
         self._loop.add_reader(link, self._heard)
 
     def _heard(self) -> None:
@@ -109,7 +111,14 @@ class _Relay:
         self.tell("ready", box)
 
     def _refused(self, box: str, what: str) -> None:
-        self.tell("refused", box, what)
+        """Tell what a box was refused, once a minute, and no more than it takes to see why."""
+        told = self._told.get(box)
+        if told is None:
+            told = self._told[box] = set()
+            self._loop.call_later(_TELL_AGAIN, self._told.pop, box, None)
+        if len(told) < _MOST_TOLD and what not in told:
+            told.add(what)
+            self.tell("refused", box, what)
 
     def tell(self, *words: str) -> bool:
         """Tell the supervisor; whether it could be told."""
@@ -171,15 +180,11 @@ class _Port:
 
     async def _carry(self, outer: socket.socket, inner: socket.socket) -> None:
         try:
-            inner.setblocking(False)
-            if (inner.family, inner.type) != (socket.AF_INET, socket.SOCK_STREAM):
-                raise OSError("the box gave something else")
-            async with asyncio.timeout(_CONNECT):
-                await self._loop.sock_connect(inner, ("127.0.0.1", self._port))
+            await connect_inside(inner, self._port)
         except BaseException as e:
             reset(outer)
             let_go(inner)
-            if isinstance(e, OSError):  # nobody listens there: TimeoutError is one too
+            if isinstance(e, OSError):  # nobody listens there
                 return
             raise
         await join(outer, inner)

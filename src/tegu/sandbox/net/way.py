@@ -150,8 +150,10 @@ class Way:
             return
         del self._admitted[key]
         address, protocol, port = key
-        with suppress(OSError):
+        try:
             self._addresses.remove(protocol, port, *mapped(ipaddress.ip_network(address)))
+        except OSError as e:  # it is refused here all the same
+            self._refused(f"{address}: it stays in the kernel's table: {e.strerror}")
 
     # Connections.
 

@@ -34,6 +34,8 @@ version = 2
   sandbox_image = "tegu.invalid/box:1"
 [plugins."io.containerd.nri.v1.nri"]
   disable = false
+  plugin_registration_timeout = "300s"
+  plugin_request_timeout = "300s"
 """
 POLICY = """
 [latency]

@@ -1,0 +1,247 @@
+"""A delta made: what the new tree has and the old one has not, as differences, compressed together.
+
+The same trees give the same bytes, with the same versions of bsdiff4 and liblzma.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+from tegu.errors import ReleaseError, UnsupportedError
+from tegu.files import atomic_file
+from tegu.host.delta.container import FORMAT, MAGIC, STREAMS, Description, PlanItem, describe
+from tegu.host.delta.patch import INSTRUCTION
+from tegu.host.delta.recode import Recoding, decode, settings_of
+from tegu.host.delta.table import Record, Table, TreeDigest, read_table
+from tegu.release.delta.ancestors import Ancestors
+
+__all__ = ["Made", "make_delta"]
+
+Say = Callable[[str], None]
+
+_MAX_DECODED = 1 << 30
+_MAX_DIFFERENCE = 1 << 28
+"""Larger files are not compared: bsdiff takes 17 times the old file's size in memory."""
+
+_SIGN = 1 << 63
+_DICTIONARY = 16 << 20
+"""Twelve times as much is needed to compress with it, for each of the four streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made: the delta as a release lists it, and of how many contents it tells."""
+
+    description: Description
+    old: TreeDigest
+    new: TreeDigest
+    contents: int
+    differences: int
+    recoded: int
+
+
+@dataclass
+class _Packer:
+    """A stream while it is written: compressed into a file of its own."""
+
+    file: IO[bytes]
+    size: int = 0
+    packed: int = 0
+
+    def __post_init__(self) -> None:
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": _DICTIONARY}]
+        self._encoder = lzma.LZMACompressor(lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=filters)
+
+    def add(self, data: bytes) -> None:
+        self.size += len(data)
+        self._out(self._encoder.compress(data))
+
+    def end(self) -> None:
+        self._out(self._encoder.flush())
+
+    def _out(self, data: bytes) -> None:
+        self.packed += len(data)
+        self.file.write(data)
+
+
+def make_delta(old: Path, new: Path, output: Path, *, say: Say = lambda _: None) -> Made:
+    """Write to `output` the delta that turns the tree `old` into the tree `new`.
+
+    Both are directories that do not change meanwhile. Raises UnsupportedError without the Python
+    package bsdiff4, ReleaseError when a tree cannot be read.
+    """
+    _bsdiff()
+    before, after = read_table(old, say), read_table(new, say)
+    with tempfile.TemporaryDirectory(prefix="tegu-delta-") as scratch:
+        making = _Making(old, new, before, after, Path(scratch), say)
+        try:
+            making.run()
+            making.write(output)
+        except OSError as e:
+            raise ReleaseError(f"the delta cannot be made: {e}") from e
+        finally:
+            making.close()
+    return Made(
+        describe(output),
+        before.digest(),
+        after.digest(),
+        len(making.plan) - 1,
+        making.differences,
+        making.recoded,
+    )
+
+
+@dataclass
+class _Making:
+    old: Path
+    new: Path
+    before: Table
+    after: Table
+    scratch: Path
+    say: Say
+    plan: list[PlanItem] = field(default_factory=list)
+    differences: int = 0
+    recoded: int = 0
+    packers: dict[str, _Packer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in STREAMS:
+            self.packers[name] = _Packer((self.scratch / name).open("w+b"))
+
+    def run(self) -> None:
+        """Fill the streams."""
+        table = self.after.encoded()
+        instructions, difference, fresh = _compared(self.before.encoded(), table)
+        self._add(-1, "", instructions, difference, fresh, len(table), None)
+        there = {r.content for r in self.before.records if r.kind == "f"}
+        ancestors = Ancestors(self.before)
+        wanted = []
+        for record in self.after.records:
+            if record.kind == "f" and record.content not in there:
+                there.add(record.content)
+                wanted.append(record)
+        for number, record in enumerate(wanted, 1):
+            self.say(f"comparing {number} of {len(wanted)}: {os.fsdecode(record.path)}")
+            self._content(record, ancestors.of(record))
+        plan = json.dumps([item.as_list() for item in self.plan], separators=(",", ":"))
+        self.packers["plan"].add(plan.encode())
+        for packer in self.packers.values():
+            packer.end()
+
+    def _content(self, record: Record, base: int | None) -> None:
+        data = self._read(self.new, record)
+        recode = settings_of(data) if len(data) < _MAX_DIFFERENCE else None
+        if base is not None and max(len(data), self.before.records[base].size) <= _MAX_DIFFERENCE:
+            source = self._read(self.old, self.before.records[base])
+            inside = None if recode is None else _opened(source, recode[0])
+            if recode is not None and inside is not None:
+                content, name = decode(recode[0], data, _MAX_DECODED), recode[0]
+            else:
+                recode, inside, content, name = None, source, data, ""
+            parts = _compared(inside, content)
+            if _pays(*parts, data if recode is None else content):
+                self.recoded += recode is not None
+                self.differences += 1
+                self._add(base, name, *parts, len(content), recode)
+                return
+        self._add(-1, "", [(0, len(data), 0)], b"", data, len(data), None)
+
+    def _add(
+        self,
+        base: int,
+        decoded: str,
+        instructions: list[tuple[int, int, int]],
+        difference: bytes,
+        fresh: bytes,
+        size: int,
+        recode: Recoding | None,
+    ) -> None:
+        self.plan.append(PlanItem(base, decoded, len(instructions), size, recode))
+        self.packers["control"].add(b"".join(INSTRUCTION.pack(*i) for i in instructions))
+        self.packers["difference"].add(difference)
+        self.packers["fresh"].add(fresh)
+
+    @staticmethod
+    def _read(root: Path, record: Record) -> bytes:
+        with open(os.fsencode(root) + b"/" + record.path, "rb") as f:  # noqa: PTH123 - bytes
+            return f.read()
+
+    def write(self, output: Path) -> None:
+        """Put header and streams together."""
+        header = {
+            "format": FORMAT,
+            "from": self.before.digest().sha256,
+            "to": self.after.digest().sha256,
+            "contents": len(self.plan),
+            "streams": {name: [p.packed, p.size] for name, p in self.packers.items()},
+        }
+        text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+        with atomic_file(output) as f:
+            f.write(MAGIC + struct.pack("<I", len(text)) + text)
+            for name in STREAMS:
+                stream = self.packers[name].file
+                stream.seek(0)
+                while part := stream.read(1 << 20):
+                    f.write(part)
+
+    def close(self) -> None:
+        for packer in self.packers.values():
+            packer.file.close()
+
+
+def _opened(source: bytes, name: str) -> bytes | None:
+    """Return what is inside an old file when it is compressed in the same way."""
+    from tegu.errors import VerifyError
+
+    try:
+        return decode(name, source, _MAX_DECODED)
+    except VerifyError:
+        return None
+
+
+def _compared(old: bytes, new: bytes) -> tuple[list[tuple[int, int, int]], bytes, bytes]:
+    """Return instructions, difference and fresh bytes that turn `old` into `new`."""
+    control, difference, fresh = _bsdiff().diff(old, new)
+    found: list[tuple[int, int, int]] = []
+    # As in a bsdiff file: numbers of 8 bytes, the highest bit for the sign.
+    for add, take, move in struct.iter_unpack("<QQQ", control):
+        step = -(move - _SIGN) if move >= _SIGN else move
+        if add == take == 0:
+            if found:
+                found[-1] = (*found[-1][:2], found[-1][2] + step)
+                continue
+            if not step:
+                continue
+        found.append((add, take, step))
+    if found:
+        found[-1] = (*found[-1][:2], 0)
+    return found, bytes(difference), bytes(fresh)
+
+
+def _pays(
+    instructions: list[tuple[int, int, int]], difference: bytes, fresh: bytes, whole: bytes
+) -> bool:
+    """Whether the difference is smaller than the whole, by a quick compression of both."""
+    parts = 3 * len(instructions)
+    packed = parts + len(zlib.compress(difference, 1)) + len(zlib.compress(fresh, 1))
+    return packed < len(zlib.compress(whole, 1))
+
+
+def _bsdiff() -> Any:
+    try:
+        return import_module("bsdiff4.core")
+    except ImportError as e:
+        raise UnsupportedError(
+            "deltas are made with the Python package bsdiff4, which is not installed",
+            hint="pip install 'tegu[works,release]'",
+        ) from e

@@ -166,26 +166,29 @@ class Stream:
 
     def close(self) -> None:
         """Raise VerifyError unless the stream ends here."""
-        trailing = self._left or self._buffer or self._packed
-        if not trailing and not self._decoder.eof:
-            trailing = self._decode(b"", 1) or not self._decoder.eof
-        if trailing or self._decoder.unused_data:
+        longer = bool(self._left or self._buffer)
+        while not longer and not self._decoder.eof:
+            longer = bool(self._decode(self._input(), 1))
+        if longer or self._packed or self._decoder.unused_data:
             raise VerifyError(f"the stream {self._name} of the delta is longer than it must be")
 
     def _more(self, most: int) -> bytes:
-        while True:
-            if self._decoder.eof:
-                raise VerifyError(f"the stream {self._name} of the delta ends too soon")
-            data = b""
-            if self._decoder.needs_input:
-                self._file.seek(self._next)
-                data = self._file.read(min(_READ, self._packed))
-                if not data:
-                    raise VerifyError(f"the stream {self._name} of the delta ends too soon")
-                self._next += len(data)
-                self._packed -= len(data)
-            if out := self._decode(data, most):
+        while not self._decoder.eof:
+            if out := self._decode(self._input(), most):
                 return out
+        raise VerifyError(f"the stream {self._name} of the delta ends too soon")
+
+    def _input(self) -> bytes:
+        """Return the next bytes of the file when the decoder needs some."""
+        if not self._decoder.needs_input:
+            return b""
+        self._file.seek(self._next)
+        data = self._file.read(min(_READ, self._packed))
+        if not data:
+            raise VerifyError(f"the stream {self._name} of the delta ends too soon")
+        self._next += len(data)
+        self._packed -= len(data)
+        return data
 
     def _decode(self, data: bytes, most: int) -> bytes:
         try:

@@ -13,17 +13,17 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from tegu.errors import ReleaseError, UnsupportedError
+from tegu.errors import ReleaseError
 from tegu.files import atomic_file
 from tegu.host.delta.container import FORMAT, MAGIC, STREAMS, Description, PlanItem, describe
 from tegu.host.delta.patch import INSTRUCTION
 from tegu.host.delta.recode import Recoding, decode, settings_of
 from tegu.host.delta.table import Record, Table, TreeDigest, read_table
 from tegu.release.delta.ancestors import Ancestors
+from tegu.release.delta.compare import compared, require_bsdiff
 
 __all__ = ["Made", "make_delta"]
 
@@ -33,9 +33,8 @@ _MAX_DECODED = 1 << 30
 _MAX_DIFFERENCE = 1 << 28
 """Larger files are not compared: bsdiff takes 17 times the old file's size in memory."""
 
-_SIGN = 1 << 63
 _DICTIONARY = 16 << 20
-"""Twelve times as much is needed to compress with it, for each of the four streams."""
+"""Twelve times as much memory is needed to compress with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +50,26 @@ class Made:
 
 
 @dataclass
-class _Packer:
-    """A stream while it is written: compressed into a file of its own."""
+class _Stream:
+    """A stream while it is made: first as it is, then compressed, in files of its own."""
 
+    plain: IO[bytes]
     file: IO[bytes]
     size: int = 0
     packed: int = 0
 
-    def __post_init__(self) -> None:
-        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": _DICTIONARY}]
-        self._encoder = lzma.LZMACompressor(lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=filters)
-
     def add(self, data: bytes) -> None:
-        self.size += len(data)
-        self._out(self._encoder.compress(data))
+        self.size += self.plain.write(data)
 
-    def end(self) -> None:
-        self._out(self._encoder.flush())
-
-    def _out(self, data: bytes) -> None:
-        self.packed += len(data)
-        self.file.write(data)
+    def pack(self) -> None:
+        """Compress all that was added. The dictionary is as large as it can be of use."""
+        dictionary = min(_DICTIONARY, 1 << max(12, (self.size - 1).bit_length()))
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": dictionary}]
+        encoder = lzma.LZMACompressor(lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=filters)
+        self.plain.seek(0)
+        while part := self.plain.read(1 << 20):
+            self.packed += self.file.write(encoder.compress(part))
+        self.packed += self.file.write(encoder.flush())
 
 
 def make_delta(old: Path, new: Path, output: Path, *, say: Say = lambda _: None) -> Made:
@@ -80,7 +78,7 @@ def make_delta(old: Path, new: Path, output: Path, *, say: Say = lambda _: None)
     Both are directories that do not change meanwhile. Raises UnsupportedError without the Python
     package bsdiff4, ReleaseError when a tree cannot be read.
     """
-    _bsdiff()
+    require_bsdiff()
     before, after = read_table(old, say), read_table(new, say)
     with tempfile.TemporaryDirectory(prefix="tegu-delta-") as scratch:
         making = _Making(old, new, before, after, Path(scratch), say)
@@ -112,16 +110,17 @@ class _Making:
     plan: list[PlanItem] = field(default_factory=list)
     differences: int = 0
     recoded: int = 0
-    packers: dict[str, _Packer] = field(default_factory=dict)
+    streams: dict[str, _Stream] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in STREAMS:
-            self.packers[name] = _Packer((self.scratch / name).open("w+b"))
+            plain, packed = self.scratch / name, self.scratch / f"{name}.xz"
+            self.streams[name] = _Stream(plain.open("w+b"), packed.open("w+b"))
 
     def run(self) -> None:
         """Fill the streams."""
         table = self.after.encoded()
-        instructions, difference, fresh = _compared(self.before.encoded(), table)
+        instructions, difference, fresh = compared(self.before.encoded(), table)
         self._add(-1, "", instructions, difference, fresh, len(table), None)
         there = {r.content for r in self.before.records if r.kind == "f"}
         ancestors = Ancestors(self.before)
@@ -134,9 +133,10 @@ class _Making:
             self.say(f"comparing {number} of {len(wanted)}: {os.fsdecode(record.path)}")
             self._content(record, ancestors.of(record))
         plan = json.dumps([item.as_list() for item in self.plan], separators=(",", ":"))
-        self.packers["plan"].add(plan.encode())
-        for packer in self.packers.values():
-            packer.end()
+        self.streams["plan"].add(plan.encode())
+        self.say("compressing")
+        for stream in self.streams.values():
+            stream.pack()
 
     def _content(self, record: Record, base: int | None) -> None:
         data = self._read(self.new, record)
@@ -148,7 +148,7 @@ class _Making:
                 content, name = decode(recode[0], data, _MAX_DECODED), recode[0]
             else:
                 recode, inside, content, name = None, source, data, ""
-            parts = _compared(inside, content)
+            parts = compared(inside, content)
             if _pays(*parts, data if recode is None else content):
                 self.recoded += recode is not None
                 self.differences += 1
@@ -167,9 +167,9 @@ class _Making:
         recode: Recoding | None,
     ) -> None:
         self.plan.append(PlanItem(base, decoded, len(instructions), size, recode))
-        self.packers["control"].add(b"".join(INSTRUCTION.pack(*i) for i in instructions))
-        self.packers["difference"].add(difference)
-        self.packers["fresh"].add(fresh)
+        self.streams["control"].add(b"".join(INSTRUCTION.pack(*i) for i in instructions))
+        self.streams["difference"].add(difference)
+        self.streams["fresh"].add(fresh)
 
     @staticmethod
     def _read(root: Path, record: Record) -> bytes:
@@ -183,20 +183,21 @@ class _Making:
             "from": self.before.digest().sha256,
             "to": self.after.digest().sha256,
             "contents": len(self.plan),
-            "streams": {name: [p.packed, p.size] for name, p in self.packers.items()},
+            "streams": {name: [s.packed, s.size] for name, s in self.streams.items()},
         }
         text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
         with atomic_file(output) as f:
             f.write(MAGIC + struct.pack("<I", len(text)) + text)
             for name in STREAMS:
-                stream = self.packers[name].file
-                stream.seek(0)
-                while part := stream.read(1 << 20):
+                packed = self.streams[name].file
+                packed.seek(0)
+                while part := packed.read(1 << 20):
                     f.write(part)
 
     def close(self) -> None:
-        for packer in self.packers.values():
-            packer.file.close()
+        for stream in self.streams.values():
+            stream.plain.close()
+            stream.file.close()
 
 
 def _opened(source: bytes, name: str) -> bytes | None:
@@ -209,25 +210,6 @@ def _opened(source: bytes, name: str) -> bytes | None:
         return None
 
 
-def _compared(old: bytes, new: bytes) -> tuple[list[tuple[int, int, int]], bytes, bytes]:
-    """Return instructions, difference and fresh bytes that turn `old` into `new`."""
-    control, difference, fresh = _bsdiff().diff(old, new)
-    found: list[tuple[int, int, int]] = []
-    # As in a bsdiff file: numbers of 8 bytes, the highest bit for the sign.
-    for add, take, move in struct.iter_unpack("<QQQ", control):
-        step = -(move - _SIGN) if move >= _SIGN else move
-        if add == take == 0:
-            if found:
-                found[-1] = (*found[-1][:2], found[-1][2] + step)
-                continue
-            if not step:
-                continue
-        found.append((add, take, step))
-    if found:
-        found[-1] = (*found[-1][:2], 0)
-    return found, bytes(difference), bytes(fresh)
-
-
 def _pays(
     instructions: list[tuple[int, int, int]], difference: bytes, fresh: bytes, whole: bytes
 ) -> bool:
@@ -235,13 +217,3 @@ def _pays(
     parts = 3 * len(instructions)
     packed = parts + len(zlib.compress(difference, 1)) + len(zlib.compress(fresh, 1))
     return packed < len(zlib.compress(whole, 1))
-
-
-def _bsdiff() -> Any:
-    try:
-        return import_module("bsdiff4.core")
-    except ImportError as e:
-        raise UnsupportedError(
-            "deltas are made with the Python package bsdiff4, which is not installed",
-            hint="pip install 'tegu[works,release]'",
-        ) from e

@@ -11,9 +11,10 @@ from tegu.errors import UsageError
 from tegu.process import require, run
 
 if TYPE_CHECKING:
+    from tegu.image import Assembled
     from tegu.store import Store
 
-__all__ = ["open_tree"]
+__all__ = ["mounted", "open_tree"]
 
 _EROFS = bytes.fromhex("e2e1f5e0")  # EROFS_SUPER_MAGIC_V1, little-endian, at byte 1024
 
@@ -49,14 +50,22 @@ def _is_erofs(path: Path) -> bool:
 
 @contextmanager
 def _of_store(name: str, store: Store, scratch: Path) -> Iterator[Path]:
-    from tegu.image import find_image, tree_layers
+    from tegu.image import find_image
+
+    with mounted(find_image(store, name), store, scratch) as root:
+        yield root
+
+
+@contextmanager
+def mounted(image: Assembled, store: Store, scratch: Path) -> Iterator[Path]:
+    """Mount the tree of an image of the store below `scratch` while the block runs."""
+    from tegu.image import tree_layers
     from tegu.linux import overlay, unmount
 
-    image = find_image(store, name)
     layers = tree_layers(store, image)
     if layers is None:
         raise UsageError(
-            f"the store no longer has the tree that {name} was made of",
+            f"the store no longer has the tree of {image.system}-{image.version}",
             hint="build it again, then make the delta",
         )
     root = scratch / f"tree-{image.key[:16]}"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tegu.errors import TeguError, UnsupportedError, UpgradeError, VerifyError
 from tegu.host.delta import Description, describe, recode, recode_linux
 from tegu.host.delta.container import MAGIC, STREAMS, parse_plan, read_header
-from tegu.host.delta.patch import INSTRUCTION, patched
+from tegu.host.delta.patch import Patch, coded, coded_move, patched
 from tegu.host.delta.table import Record, Table, parse_table, read_table
 from tegu.host.upgrade.delta import apply
 
@@ -46,7 +46,9 @@ def write_delta(path: Path, old: Path, records: list[Record], **streams: bytes) 
     plan = json.loads(streams.pop("plan", b"[]"))
     parts = {
         "plan": json.dumps([[-1, "", 1, len(table), None], *plan]).encode(),
-        "control": INSTRUCTION.pack(0, len(table), 0) + streams.pop("control", b""),
+        "add": coded(0) + streams.pop("add", b""),
+        "take": coded(len(table)) + streams.pop("take", b""),
+        "move": coded_move(0) + streams.pop("move", b""),
         "difference": streams.pop("difference", b""),
         "fresh": table + streams.pop("fresh", b""),
     }
@@ -63,6 +65,11 @@ def write_delta(path: Path, old: Path, records: list[Record], **streams: bytes) 
     body = b"".join(packed[name] for name in STREAMS)
     path.write_bytes(MAGIC + struct.pack("<I", len(text)) + text + body)
     return path
+
+
+def step(add: int, take: int) -> dict[str, bytes]:
+    """Return the streams of one instruction."""
+    return {"add": coded(add), "take": coded(take), "move": coded_move(0)}
 
 
 def root_record() -> Record:
@@ -98,7 +105,9 @@ def test_a_delta_written_by_hand_is_applied(tmp_path: Path, old: Path) -> None:
         old,
         records,
         plan=json.dumps([[number, "", 1, 14, None]]).encode(),
-        control=INSTRUCTION.pack(11, 3, 0),
+        add=coded(11),
+        take=coded(3),
+        move=coded_move(0),
         difference=difference,
         fresh=b"was",
     )
@@ -170,7 +179,7 @@ def test_wrong_base_says_which_tree_is_needed(tmp_path: Path, old: Path) -> None
 
 def test_contents_that_are_not_what_the_table_says(tmp_path: Path, old: Path) -> None:
     records = [root_record(), file_record(b"a", b"good")]
-    parts = {"plan": b'[[-1, "", 1, 4, null]]', "control": INSTRUCTION.pack(0, 4, 0)}
+    parts = {"plan": b'[[-1, "", 1, 4, null]]', **step(0, 4)}
     delta = write_delta(tmp_path / "delta", old, records, fresh=b"evil", **parts)
     refused(tmp_path, old, delta, "did not come out")
     delta = write_delta(tmp_path / "delta", old, records, fresh=b"good", **parts)
@@ -182,10 +191,10 @@ def test_contents_that_are_not_what_the_table_says(tmp_path: Path, old: Path) ->
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"plan": b'[[-1, "", 1, 5, null]]', "control": INSTRUCTION.pack(0, 5, 0)}, "another size"),
-        ({"plan": b'[[-1, "", 1, 4, null]]', "control": INSTRUCTION.pack(0, 9, 0)}, "longer than"),
-        ({"plan": b'[[-1, "", 1, 4, null]]', "control": INSTRUCTION.pack(0, 1, 0)}, "shorter than"),
-        ({"plan": b'[[-1, "", 1, 4, null]]', "control": INSTRUCTION.pack(4, 0, 0)}, "past the end"),
+        ({"plan": b'[[-1, "", 1, 5, null]]', **step(0, 5)}, "another size"),
+        ({"plan": b'[[-1, "", 1, 4, null]]', **step(0, 9)}, "longer than"),
+        ({"plan": b'[[-1, "", 1, 4, null]]', **step(0, 1)}, "shorter than"),
+        ({"plan": b'[[-1, "", 1, 4, null]]', **step(4, 0)}, "past the end"),
         ({"plan": b'[[1, "xz", 1, 4, null]]'}, "cannot be read"),
         ({"plan": b'[[1, "zip", 1, 4, null]]'}, "not known here"),
         ({"plan": b'[[-1, "", 1, 4, ["zip", {}]]]'}, "not known here"),
@@ -245,7 +254,12 @@ def test_headers_that_cannot_be_used(tmp_path: Path, old: Path, header: bytes, w
 
 def test_cut_off_or_changed_anywhere(tmp_path: Path, old: Path) -> None:
     records = [root_record(), file_record(b"a", b"good" * 50)]
-    parts = {"plan": b'[[-1, "", 1, 200, null]]', "control": INSTRUCTION.pack(0, 200, 0)}
+    parts = {
+        "plan": b'[[-1, "", 1, 200, null]]',
+        "add": coded(0),
+        "take": coded(200),
+        "move": b"\0",
+    }
     whole = write_delta(tmp_path / "d", old, records, fresh=b"good" * 50, **parts).read_bytes()
     delta = tmp_path / "delta"
     for length in range(0, len(whole), 29):
@@ -290,8 +304,8 @@ STEPS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=6)
 
 @given(st.binary(min_size=1, max_size=80), STEPS, st.data())
 def test_patches_are_what_their_instructions_say(old: bytes, steps, data) -> None:
-    control, expected, difference, fresh, position = b"", b"", b"", b"", 0
-    count = 0
+    numbers = [b"", b"", b""]
+    expected, difference, fresh, position, count = b"", b"", b"", 0, 0
     for add, take in steps:
         length = min(add, len(old) - position)
         delta = data.draw(st.binary(min_size=length, max_size=length))
@@ -300,10 +314,11 @@ def test_patches_are_what_their_instructions_say(old: bytes, steps, data) -> Non
         expected += bytes((a + b) % 256 for a, b in zip(there, delta, strict=True)) + more
         difference, fresh = difference + delta, fresh + more
         new = data.draw(st.integers(0, len(old)))
-        control += INSTRUCTION.pack(length, take, new - position - length)
+        step = coded(length), coded(take), coded_move(new - position - length)
+        numbers = [n + s for n, s in zip(numbers, step, strict=True)]
         position, count = new, count + 1
-    sources = Bytes(control), Bytes(difference), Bytes(fresh)
-    assert b"".join(patched(old, count, len(expected), *sources)) == expected
+    patch = Patch(*map(Bytes, (*numbers, difference, fresh)))
+    assert b"".join(patched(old, count, len(expected), patch)) == expected
 
 
 def xz(data: bytes, **more: int) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tegu.errors import UpgradeError, VerifyError
 from tegu.host.delta.build import build
 from tegu.host.delta.container import PlanItem, Stream, open_delta, parse_plan, read_header
-from tegu.host.delta.patch import patched
+from tegu.host.delta.patch import Patch, patched
 from tegu.host.delta.recode import decode, encode, require_all
 from tegu.host.delta.table import Record, Table, TreeDigest, parse_table, read_table
 from tegu.linux import libc
@@ -164,8 +164,9 @@ class _Work:
             raise UpgradeError(f"the old tree cannot be read: {e}") from e
 
     def _patched(self, item: PlanItem, old: bytes | mmap.mmap) -> Iterator[bytes]:
-        s = self.streams
-        return patched(old, item.count, item.size, s["control"], s["difference"], s["fresh"])
+        names = ("add", "take", "move", "difference", "fresh")
+        patch = Patch(*(self.streams[name] for name in names))
+        return patched(old, item.count, item.size, patch)
 
 
 def _read(path: bytes) -> Iterator[bytes]:

@@ -1,12 +1,12 @@
-"""The file that a delta is: a header in JSON, then four streams, each compressed with xz.
+"""The file that a delta is: a header in JSON, then six streams, each compressed with xz.
 
     8 bytes   TEGUDLT1
     4 bytes   length of the header, little-endian
     header    {"format", "from", "to", "contents", "streams": {NAME: [packed, size]}}, in bytes
-    streams   plan, control, difference, fresh: in this order, nothing between or behind them
+    streams   plan, add, take, move, difference, fresh: nothing between or behind them
 
 `plan` says how each content is made (`PlanItem`), the first one being the new tree's table; the
-other three are what `patch.patched` reads, content after content. Sizes are declared and enforced.
+others are what `patch.patched` reads, content after content. Sizes are declared and enforced.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 FORMAT = 1
 MAGIC = b"TEGUDLT1"
-STREAMS = ("plan", "control", "difference", "fresh")
+STREAMS = ("plan", "add", "take", "move", "difference", "fresh")
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER = 1 << 16
 _MAX_PLAN = 1 << 26

@@ -3,22 +3,23 @@
 Colin Percival, "Naive differences of executable code" (2003): an instruction adds so many bytes of
 the difference to bytes of the old file, then takes so many new bytes, then moves on in the old
 file. Where code has only moved, the difference is nearly all zeros, which compress to nothing.
+
+The three numbers of instructions are streams of their own, in which they compress better: seven
+bits a byte, the lowest first, the eighth says that more follow (LEB128). A move has its sign in the
+lowest bit.
 """
 
 from __future__ import annotations
 
 import mmap
-import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 from tegu.errors import VerifyError
 
-__all__ = ["INSTRUCTION", "Source", "patched"]
-
-INSTRUCTION = struct.Struct("<IIi")
-"""Bytes to add, bytes to take, then how far to move in the old file (may be negative)."""
+__all__ = ["Patch", "Source", "coded", "coded_move", "patched"]
 
 _CHUNK = 1 << 16
 
@@ -29,21 +30,50 @@ class Source(Protocol):
     def take(self, size: int) -> bytes: ...
 
 
-def patched(
-    old: bytes | mmap.mmap,
-    count: int,
-    size: int,
-    control: Source,
-    difference: Source,
-    fresh: Source,
-) -> Iterator[bytes]:
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What instructions and bytes are read from."""
+
+    add: Source
+    take: Source
+    move: Source
+    difference: Source
+    fresh: Source
+
+
+def coded(value: int) -> bytes:
+    """Return a number, not negative, as it stands in a stream."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def coded_move(value: int) -> bytes:
+    """Return a move as it stands in its stream."""
+    return coded(value * 2 if value >= 0 else -value * 2 - 1)
+
+
+def _number(source: Source) -> int:
+    value = 0
+    for shift in range(0, 63, 7):
+        byte = source.take(1)[0]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value
+    raise VerifyError("the delta has a number that is too large")
+
+
+def patched(old: bytes | mmap.mmap, count: int, size: int, patch: Patch) -> Iterator[bytes]:
     """Yield the new content, `size` bytes, by `count` instructions; VerifyError if they overrun.
 
     `old` is read within its bounds only.
     """
     position, left = 0, size
     for _ in range(count):
-        add, take, move = INSTRUCTION.unpack(control.take(INSTRUCTION.size))
+        add, take, move = _number(patch.add), _number(patch.take), _number(patch.move)
         if add + take > left:
             raise VerifyError("the delta makes a file longer than it says")
         if not 0 <= position <= position + add <= len(old):
@@ -52,10 +82,10 @@ def patched(
         for start in range(0, add, _CHUNK):
             length = min(_CHUNK, add - start)
             begin = position + start
-            yield _sum(old[begin : begin + length], difference.take(length))
+            yield _sum(old[begin : begin + length], patch.difference.take(length))
         for start in range(0, take, _CHUNK):
-            yield fresh.take(min(_CHUNK, take - start))
-        position += add + move
+            yield patch.fresh.take(min(_CHUNK, take - start))
+        position += add + (-((move + 1) // 2) if move & 1 else move // 2)
     if left:
         raise VerifyError("the delta makes a file shorter than it says")
 

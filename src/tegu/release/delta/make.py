@@ -19,7 +19,7 @@ from typing import IO
 from tegu.errors import ReleaseError
 from tegu.files import atomic_file
 from tegu.host.delta.container import FORMAT, MAGIC, STREAMS, Description, PlanItem, describe
-from tegu.host.delta.patch import INSTRUCTION
+from tegu.host.delta.patch import coded, coded_move
 from tegu.host.delta.recode import Recoding, decode, settings_of
 from tegu.host.delta.table import Record, Table, TreeDigest, read_table
 from tegu.release.delta.ancestors import Ancestors
@@ -167,7 +167,9 @@ class _Making:
         recode: Recoding | None,
     ) -> None:
         self.plan.append(PlanItem(base, decoded, len(instructions), size, recode))
-        self.streams["control"].add(b"".join(INSTRUCTION.pack(*i) for i in instructions))
+        self.streams["add"].add(b"".join(coded(add) for add, _, _ in instructions))
+        self.streams["take"].add(b"".join(coded(take) for _, take, _ in instructions))
+        self.streams["move"].add(b"".join(coded_move(move) for _, _, move in instructions))
         self.streams["difference"].add(difference)
         self.streams["fresh"].add(fresh)
 

@@ -98,7 +98,10 @@ def _built(home: Path, suites: Sequence[str], *, kernel: str | None = None) -> I
     (tar,) = (home / "out").glob("*.tar")
     tree = home / "tree"
     tree.mkdir()
-    execute(["tar", "-xpf", tar, "-C", tree, "--xattrs", "--numeric-owner"], timeout=900)
+    execute(
+        ["tar", "-xpf", tar, "-C", tree, "--xattrs", "--xattrs-include=*", "--numeric-owner"],
+        timeout=900,
+    )
     lock = tomllib.loads((home / "tegu.server.lock").read_text())
     return Image(tar, tree, {p["name"]: p for p in lock["system"]})
 

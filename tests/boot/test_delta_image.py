@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from tegu.host.upgrade.delta import apply
-from tegu.image.disk import build_disk
+from tegu.image.filesystems import Request, make_file_system
 from tegu.image.formats import content_sha256
 from tegu.image.tools import LockedTools
 from tegu.release.delta import make_delta
 
-from .conftest import Bench, spec_of, unpack
+from .conftest import TIMESTAMP, Bench, unpack
 
 pytest.importorskip("bsdiff4", reason="bsdiff4 is not installed: pip install 'tegu[release]'")
 
@@ -37,7 +38,21 @@ def test_the_rebuilt_image_is_the_built_one_bit_for_bit(bench: Bench) -> None:
         digests = []
         for name in ("new", "made"):
             disk = place / f"{name}.raw"
-            build_disk(place / name, spec_of("erofs"), tools, disk)
+            with disk.open("wb") as f:
+                f.truncate(512 << 20)
+            (place / f"scratch-{name}").mkdir()
+            request = Request(
+                root=place / name,
+                disk=disk,
+                offset=0,
+                size=512 << 20,
+                label="root",
+                uuid=UUID(int=7),
+                seed=lambda _: UUID(int=8),
+                timestamp=TIMESTAMP,
+                scratch=place / f"scratch-{name}",
+            )
+            make_file_system("erofs", request, tools)
             digests.append(content_sha256(disk))
         return digests[0], digests[1], size
 

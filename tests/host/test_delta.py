@@ -195,6 +195,8 @@ def test_contents_that_are_not_what_the_table_says(tmp_path: Path, old: Path) ->
         ({"plan": b'[[-1, "", 1, 4, null]]', **step(0, 9)}, "longer than"),
         ({"plan": b'[[-1, "", 1, 4, null]]', **step(0, 1)}, "shorter than"),
         ({"plan": b'[[-1, "", 1, 4, null]]', **step(4, 0)}, "past the end"),
+        ({"plan": b'[[-1, "", 2, 4, null]]', "add": bytes(2), "take": bytes(2), "move": bytes(2)},
+         "make nothing"),
         ({"plan": b'[[1, "xz", 1, 4, null]]'}, "cannot be read"),
         ({"plan": b'[[1, "zip", 1, 4, null]]'}, "not known here"),
         ({"plan": b'[[-1, "", 1, 4, ["zip", {}]]]'}, "not known here"),
@@ -299,7 +301,7 @@ def test_no_header_breaks_the_parser(tmp_path_factory, data: bytes, size: int) -
             read_header(io.BytesIO(start + data), size)
 
 
-STEPS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=6)
+STEPS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 60)), max_size=6)
 
 
 @given(st.binary(min_size=1, max_size=80), STEPS, st.data())

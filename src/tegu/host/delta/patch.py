@@ -72,8 +72,10 @@ def patched(old: bytes | mmap.mmap, count: int, size: int, patch: Patch) -> Iter
     `old` is read within its bounds only.
     """
     position, left = 0, size
-    for _ in range(count):
+    for number in range(count):
         add, take, move = _number(patch.add), _number(patch.take), _number(patch.move)
+        if add == take == 0 and number:
+            raise VerifyError("the delta has instructions that make nothing")
         if add + take > left:
             raise VerifyError("the delta makes a file longer than it says")
         if not 0 <= position <= position + add <= len(old):

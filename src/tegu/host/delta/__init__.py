@@ -8,7 +8,37 @@ themselves (kernel modules) are compared as what is in them and compressed again
 """
 
 from tegu.host.delta.apply import apply
-from tegu.host.delta.container import Description, describe, open_delta
-from tegu.host.delta.table import TreeDigest, digest_of
+from tegu.host.delta.container import (
+    FORMAT,
+    MAGIC,
+    STREAMS,
+    Description,
+    PlanItem,
+    describe,
+    open_delta,
+)
+from tegu.host.delta.patch import coded, coded_move
+from tegu.host.delta.recode import Recoding, decode, settings_of
+from tegu.host.delta.table import Record, Table, TreeDigest, digest_of, parse_table, read_table
 
-__all__ = ["Description", "TreeDigest", "apply", "describe", "digest_of", "open_delta"]
+__all__ = [
+    "FORMAT",
+    "MAGIC",
+    "STREAMS",
+    "Description",
+    "PlanItem",
+    "Recoding",
+    "Record",
+    "Table",
+    "TreeDigest",
+    "apply",
+    "coded",
+    "coded_move",
+    "decode",
+    "describe",
+    "digest_of",
+    "open_delta",
+    "parse_table",
+    "read_table",
+    "settings_of",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-from tegu.host.delta.table import Record, Table
+from tegu.host.delta import Record, Table
 
 __all__ = ["Ancestors"]
 

@@ -18,10 +18,23 @@ from typing import IO
 
 from tegu.errors import ReleaseError
 from tegu.files import atomic_file
-from tegu.host.delta.container import FORMAT, MAGIC, STREAMS, Description, PlanItem, describe
-from tegu.host.delta.patch import coded, coded_move
-from tegu.host.delta.recode import Recoding, decode, settings_of
-from tegu.host.delta.table import Record, Table, TreeDigest, read_table
+from tegu.host.delta import (
+    FORMAT,
+    MAGIC,
+    STREAMS,
+    Description,
+    PlanItem,
+    Recoding,
+    Record,
+    Table,
+    TreeDigest,
+    coded,
+    coded_move,
+    decode,
+    describe,
+    read_table,
+    settings_of,
+)
 from tegu.release.delta.ancestors import Ancestors
 from tegu.release.delta.compare import compared, require_bsdiff
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tegu.host.delta.container import Description
+from tegu.host.delta import Description
 from tegu.release.delta.make import make_delta
 from tegu.release.delta.trees import mounted
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tegu.cli.output import human_size, note, print_json, print_table, spinner
+from tegu.cli.release_delta import add_to
 
 if TYPE_CHECKING:
     from tegu.release.gate import Gate
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="Put releases together, judge, sign, publish them.")
+add_to(app)
 
 Number = Annotated[str, typer.Argument(help="The release: YY.MM or YY.MM.N.")]
 Shop = Annotated[

@@ -18,7 +18,14 @@ from tegu.image.front import (
     verify_store,
 )
 from tegu.image.gc import Freed, usage
-from tegu.image.images import ImageDiff, diff_images, find_image, list_images, remove_image
+from tegu.image.images import (
+    ImageDiff,
+    diff_images,
+    find_image,
+    list_images,
+    remove_image,
+    tree_layers,
+)
 
 __all__ = [
     "Assembled",
@@ -38,6 +45,7 @@ __all__ = [
     "list_images",
     "lock_for",
     "remove_image",
+    "tree_layers",
     "usage",
     "verify_build",
     "verify_store",

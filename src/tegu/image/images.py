@@ -8,10 +8,11 @@ from pathlib import Path
 from tegu.errors import UsageError
 from tegu.image.assemble import KIND, Assembled, open_assembled
 from tegu.image.configured import KIND as SYSTEMS
+from tegu.image.configured import open_configured
 from tegu.image.manifest import Difference, compare, read_manifest
 from tegu.store import Store
 
-__all__ = ["ImageDiff", "diff_images", "find_image", "list_images", "remove_image"]
+__all__ = ["ImageDiff", "diff_images", "find_image", "list_images", "remove_image", "tree_layers"]
 
 
 def list_images(store: Store) -> list[Assembled]:
@@ -48,11 +49,25 @@ class ImageDiff:
     files: list[Difference]
 
 
-def _items(store: Store, image: Assembled) -> Path:
+def _configured(store: Store, image: Assembled) -> Path | None:
     for path in (store.root / SYSTEMS).iterdir():
         record = path / "system.json"
         if record.is_file() and f'"digest": "{image.tree_digest}"' in record.read_text():
-            return path / "manifest"
+            return path
+    return None
+
+
+def tree_layers(store: Store, image: Assembled) -> list[Path] | None:
+    """Return the layers (topmost first) of the tree an image was made of, None if they are gone."""
+    path = _configured(store, image)
+    found = open_configured(store, path.name) if path is not None else None
+    return None if found is None else found.directories(store)
+
+
+def _items(store: Store, image: Assembled) -> Path:
+    path = _configured(store, image)
+    if path is not None:
+        return path / "manifest"
     raise UsageError(
         f"the store no longer has the tree that {image.key[:12]} was made of",
         hint="build it again, then compare",

@@ -20,7 +20,8 @@ FORMAT = "tegu-release-1"
 class File:
     """A file of the release: `path` below its directory, `size` in bytes.
 
-    `kind` is lock, image, image-manifest, sbom, notes, advisories or site; `profile` as it applies.
+    `kind` is lock, image, image-manifest, delta, delta-description, sbom, notes, advisories or
+    site; `profile` as it applies.
     """
 
     path: str

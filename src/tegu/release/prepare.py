@@ -34,6 +34,7 @@ from tegu.release.sbom import cyclonedx, spdx
 from tegu.release.workshop import Workshop
 
 if TYPE_CHECKING:
+    from tegu.image import Assembled
     from tegu.packages import Lock
     from tegu.store import Store
 
@@ -173,6 +174,7 @@ class _Making:
             self._note(path, kind, profile)
             if kind == "image":
                 self.figures[f"image bytes {shown}"] = path.stat().st_size
+        self._delta(profile, built.images)
         lock_file = self.work / "files" / f"{shown}.lock"
         lock.write(lock_file)
         self._note(lock_file, "lock", profile)
@@ -182,6 +184,23 @@ class _Making:
         self._put(f"{shown}.cdx.json", "sbom", cyclonedx(lock, name, str(self.number)), profile)
         self._put(f"{shown}.spdx.json", "sbom", spdx(lock, name, str(self.number)), profile)
         return name
+
+    def _delta(self, profile: str, built: Assembled) -> None:
+        """Add the delta from the release before, where the store still has its tree."""
+        from tegu.release.delta import delta_since
+
+        if self.previous is None:
+            return
+        shown = profile or "default"
+        path = self.work / "files" / "deltas" / f"{shown}-{self.previous.number}.tgd"
+        path.parent.mkdir(exist_ok=True)
+        made = delta_since(self.previous, profile, built, self.store, path, say=self.say)
+        if made is None:
+            self.say(f"no delta of {shown}: the store no longer has {self.previous.number}")
+            return
+        self._note(path, "delta", profile)
+        self._put(f"deltas/{path.name}.json", "delta-description", made.to_json(), profile)
+        self.figures[f"delta bytes {shown}"] = made.size
 
     def _put(self, name: str, kind: str, text: str, profile: str = "") -> None:
         path = self.work / "files" / name

@@ -191,6 +191,29 @@ def test_memory(root: Served) -> None:
     assert (done.exit_code, done.out_of_memory, done.stdout) == (137, True, b"")
 
 
+def test_a_fork_bomb_is_held(root: Served) -> None:
+    bomb = (
+        "import os, time\n"
+        "n = 0\n"
+        "try:\n"
+        "    while n < 3000:\n"
+        "        if os.fork() == 0:\n"
+        "            time.sleep(4450)\n"
+        "        n += 1\n"
+        "finally:\n"
+        "    print(n, flush=True)\n"
+        "    os._exit(0)\n"
+    )
+    spec = box_spec(kind="gvisor", pids=32)
+    try:
+        done = run(["python3", "-c", bomb], box=spec, timeout=60, path=root.path)
+    except SandboxError:
+        pass  # gVisor itself found no room: the box has ended
+    else:
+        assert done.timed_out or done.exit_code != 0 or int(done.text) < 3000
+    assert run("echo on", box=box_spec(kind="gvisor"), path=root.path).text == "on\n"
+
+
 def test_output_to_files(root: Served, tmp_path: Path) -> None:
     """A file is written at its own offset, after what is there, and not over it."""
     log = tmp_path / "log"

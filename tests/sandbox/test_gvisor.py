@@ -18,7 +18,7 @@ from tegu.linux.cgroups import Groups
 from tegu.sandbox import thin
 from tegu.sandbox.client import Sandbox, box_spec, run
 from tegu.sandbox.gvisor import trial
-from tegu.sandbox.gvisor.host import _parents, _under
+from tegu.sandbox.gvisor.programs import descends, parents_by_pid
 
 pytestmark = [
     pytest.mark.slow,
@@ -275,7 +275,7 @@ def test_the_table_of_processes() -> None:
         "0         6         1         0         ?         19:20     0s        sleep\n"
         "0         7         6         0         ?         19:20     0s        sleep\nnonsense\n"
     )
-    parents = _parents(table)
+    parents = parents_by_pid(table)
     assert parents == {6: 1, 7: 6}
-    assert [_under(pid, parents, {6}) for pid in (6, 7, 1)] == [True, True, False]
-    assert not _under(3, {3: 4, 4: 3}, {9})
+    assert [descends(pid, parents, {6}) for pid in (6, 7, 1)] == [True, True, False]
+    assert not descends(3, {3: 4, 4: 3}, {9})

@@ -21,6 +21,9 @@ def test_every_requirement_is_locked_with_hashes() -> None:
         *project["project"]["optional-dependencies"]["repo"],
         *project["project"]["optional-dependencies"]["web"],
         *project["project"]["optional-dependencies"]["release"],
+        *project["project"]["optional-dependencies"]["export"],
+        *project["project"]["optional-dependencies"]["otlp"],
+        *project["project"]["optional-dependencies"]["kubernetes"],
         *project["dependency-groups"]["dev"],
     ]
     lock = (ROOT / "requirements.lock").read_text()

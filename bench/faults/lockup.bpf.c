@@ -7,7 +7,7 @@
 
 const volatile struct {
 	u64 ns;
-} lockup_config SEC(".rodata.config");
+} lockup_config SEC(".rodata.lockup");
 
 struct state {
 	u64 end;

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tegu.qos import Place, apply, parse_policy, undo
 
 ROOT = Path("/sys/fs/cgroup")
 FEED = Path("/run/feed")
+GROUPS = ("web", "batch", "tegu")
 CAPACITY = 100_000
 """Microseconds of one processor in a period of 100 ms, as in cpu.max."""
 
@@ -82,63 +84,81 @@ def serve(s: dict[str, Any], groups: bool) -> subprocess.Popen[str] | None:
     return server
 
 
-def trial(s: dict[str, Any], control: dict[str, Any]) -> None:
-    """Measure one control: groups, latency client, batch work, what the controller did."""
-    groups = control["groups"]
-    for name in ("web", "batch", "tegu"):
-        (ROOT / name).mkdir(exist_ok=True)
-    FEED.unlink(missing_ok=True)
-    for path, value in control.get("write", []):
-        Path(path).write_text(value)
-    place = Place.here()
-    policy = parse_policy(control["policy"], control["name"]) if "policy" in control else None
-    if policy is not None:
-        applied = apply(policy, place)
-        for refusal in applied.refused:
-            say("refused", what=refusal.what, why=refusal.why)
-    server = serve(s, groups)
-    batch = []
-    if control["name"] != "alone":
-        batch = [start(s["batch"], "batch" if groups else None)]
-    daemon = None
-    if control.get("daemon"):
-        Path("/run/policy.toml").write_text(control["policy"])
-        daemon = start([sys.executable, "-S", "-m", "tegu.qos.daemon", "/run/policy.toml"], "tegu")
-        time.sleep(3)  # Python starts slowly in so slow a guest
-    time.sleep(s.get("warm", 0.5))
-    phases = control.get("phases", s["phases"])
-    client = [a.replace("PHASES", phases).replace("FEED", str(FEED)) for a in s["client"]]
-    inside = "web" if groups and "server" not in s else None
-    measured = start(client, inside)
-    for process in batch:
-        process.send_signal(signal.SIGUSR1)
-    peer = Peer("batch") if control.get("peer") else None
-    while peer is not None and measured.poll() is None:
-        time.sleep(1)
-        peer.step()
-    out, _ = measured.communicate()
-    if measured.returncode:
-        raise SystemExit(f"{' '.join(client)} ended with {measured.returncode}")
-    work = 0.0
-    for process in batch:
-        process.send_signal(signal.SIGTERM)
-        text, _ = process.communicate()
-        raw = json.loads(text)
-        work += raw["done"] / raw["seconds"]
-    if daemon is not None:
-        daemon.send_signal(signal.SIGTERM)
-        say("daemon", text=daemon.communicate()[0][-3000:])
-    if server is not None:
-        server.kill()
-        server.wait()
-    if policy is not None and daemon is None:
-        left = undo(place)
-        say("undone", restored=len(left.restored), conflicts=left.conflicts, failed=left.failed)
-    for name in ("web", "batch", "tegu"):
-        (ROOT / name).rmdir()
-    for path, value in control.get("restore", []):
-        Path(path).write_text(value)
-    say("result", control=control["name"], work=work, **json.loads(out))
+@dataclass
+class Trial:
+    """One control: what is running for it, and what it wrote."""
+
+    load: dict[str, Any]
+    control: dict[str, Any]
+    place: Place
+    server: subprocess.Popen[str] | None = None
+    batch: subprocess.Popen[str] | None = None
+    daemon: subprocess.Popen[str] | None = None
+
+    def begin(self) -> None:
+        """Make the groups, apply the control, start server, batch work and daemon."""
+        control, groups = self.control, self.control["groups"]
+        for name in GROUPS:
+            (ROOT / name).mkdir(exist_ok=True)
+        FEED.unlink(missing_ok=True)
+        for path, value in control.get("write", []):
+            Path(path).write_text(value)
+        if "policy" in control:
+            applied = apply(parse_policy(control["policy"], control["name"]), self.place)
+            for refusal in applied.refused:
+                say("refused", what=refusal.what, why=refusal.why)
+        self.server = serve(self.load, groups)
+        if control["name"] != "alone":
+            self.batch = start(self.load["batch"], "batch" if groups else None)
+        if control.get("daemon"):
+            Path("/run/policy.toml").write_text(control["policy"])
+            argv = [sys.executable, "-S", "-m", "tegu.qos.daemon", "/run/policy.toml"]
+            self.daemon = start(argv, "tegu")
+            time.sleep(3)  # Python starts slowly in so slow a guest
+        time.sleep(self.load.get("warm", 0.5))
+
+    def measure(self) -> dict[str, Any]:
+        """Run the client; batch work counts from the end of the lead on."""
+        phases, lead = self.load["phases"], self.load.get("lead", 0)
+        if not lead and (lead := self.control.get("lead", 0)):
+            phases = f"{phases.partition(':')[0]}:{lead},{phases}"
+        told = {"PHASES": phases, "FEED": str(FEED)}
+        client = [told.get(a, a) for a in self.load["client"]]
+        inside = "web" if self.control["groups"] and self.server is None else None
+        measured = start(client, inside)
+        time.sleep(lead)
+        if self.batch is not None:
+            self.batch.send_signal(signal.SIGUSR1)
+        peer = Peer("batch") if self.control.get("peer") else None
+        while peer is not None and measured.poll() is None:
+            time.sleep(1)
+            peer.step()
+        out, _ = measured.communicate()
+        if measured.returncode:
+            raise SystemExit(f"{' '.join(client)} ended with {measured.returncode}")
+        found: dict[str, Any] = json.loads(out)
+        found["work"] = 0.0
+        if self.batch is not None:
+            self.batch.send_signal(signal.SIGTERM)
+            raw = json.loads(self.batch.communicate()[0])
+            found["work"] = raw["done"] / raw["seconds"]
+        return found
+
+    def end(self) -> None:
+        """Stop everything, and see that nothing is left."""
+        if self.daemon is not None:
+            self.daemon.send_signal(signal.SIGTERM)
+            say("daemon", text=self.daemon.communicate()[0][-3000:])
+        if self.server is not None:
+            self.server.kill()
+            self.server.wait()
+        if "policy" in self.control and self.daemon is None:
+            left = undo(self.place)
+            say("undone", restored=len(left.restored), conflicts=left.conflicts, failed=left.failed)
+        for name in GROUPS:
+            (ROOT / name).rmdir()
+        for path, value in self.control.get("restore", []):
+            Path(path).write_text(value)
 
 
 def main() -> None:
@@ -150,7 +170,11 @@ def main() -> None:
     for control in scenario["controls"]:
         if control.get("drop"):
             Path("/proc/sys/vm/drop_caches").write_text("3")
-        trial(scenario, control)
+        trial = Trial(scenario, control, Place.here())
+        trial.begin()
+        found = trial.measure()
+        trial.end()
+        say("result", control=control["name"], **found)
     say("end")
 
 

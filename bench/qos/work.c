@@ -47,9 +47,9 @@ static void die(const char *what)
 	exit(1);
 }
 
-static void realtime(void)
+static void realtime(int priority)
 {
-	struct sched_param p = {.sched_priority = 50};
+	struct sched_param p = {.sched_priority = priority};
 	if (sched_setscheduler(0, SCHED_FIFO, &p))
 		die("SCHED_FIFO");
 }
@@ -70,14 +70,18 @@ static void read_phases(char *text)
 static u64 *table_at;
 static long table_size;
 
+/* One request in each interval of 1/RATE, at a moment of its own: with equal distances a request
+ * keeps in step with the timer tick, and meets it always or never. */
 static void make_table(u64 start)
 {
 	u64 at = start;
+	unsigned seed = 11;
 	table_at = malloc(sizeof(u64) * MAX_SAMPLES);
 	for (int i = 0; i < phase_count; i++) {
 		u64 end = at + (u64)(phases[i].seconds * 1e9);
 		for (double t = at; t < end && table_size < MAX_SAMPLES; t += 1e9 / phases[i].rate)
-			table_at[table_size++] = (u64)t;
+			table_at[table_size++] =
+				(u64)(t + 1e9 / phases[i].rate * rand_r(&seed) / RAND_MAX);
 		at = end;
 	}
 }
@@ -195,7 +199,7 @@ static int get(int port, char *table, const char *feed_path)
 		fcntl(c[i].fd, F_SETFL, O_NONBLOCK);
 		polls[i] = (struct pollfd){c[i].fd, POLLIN, 0};
 	}
-	realtime();
+	realtime(50);
 	prepare(table, feed_path);
 	long next = 0, done = 0;
 	u64 *sent = calloc(MAX_SAMPLES, sizeof(u64));
@@ -267,7 +271,9 @@ static void open_device(const char *path, int flags)
 
 static void *gate(void *arg)
 {
-	/* The lag gate: how late a real-time thread wakes up; it has no request of its own. */
+	/* The lag gate: how late a real-time thread wakes up; it has no request of its own, and does
+	 * not wait for one either. */
+	realtime(60);
 	for (long r = 0; r < table_size; r++) {
 		until(table_at[r]);
 		lag[r] = now() - table_at[r];
@@ -279,7 +285,7 @@ static int read_loop(const char *path, char *table, const char *feed_path)
 {
 	pthread_t t[WORKERS], g;
 	open_device(path, O_RDONLY | O_DIRECT);
-	realtime();
+	realtime(50);
 	prepare(table, feed_path);
 	for (long i = 0; i < WORKERS; i++)
 		pthread_create(&t[i], NULL, reader, (void *)i);
@@ -291,7 +297,7 @@ static int read_loop(const char *path, char *table, const char *feed_path)
 	return 0;
 }
 
-/* map DEVICE MIB PAGES PHASES FEED: a request touches PAGES random pages of a mapping. */
+/* map DEVICE MIB PAGES PHASES FEED: a request reads PAGES random pages of a mapping, each whole. */
 static int map(const char *path, long mib, int pages, char *table, const char *feed_path)
 {
 	unsigned seed = 7;
@@ -304,14 +310,17 @@ static int map(const char *path, long mib, int pages, char *table, const char *f
 	madvise(data, size, MADV_RANDOM);
 	for (long at = 0; at < size; at += BLOCK)
 		sum += data[at];
-	realtime();
+	realtime(50);
 	prepare(table, feed_path);
 	pthread_t g;
 	pthread_create(&g, NULL, gate, NULL);
 	for (long r = 0; r < table_size; r++) {
 		until(table_at[r]);
-		for (int i = 0; i < pages; i++)
-			sum += data[(((u64)rand_r(&seed) << 15 ^ rand_r(&seed)) % (size / BLOCK)) * BLOCK];
+		for (int i = 0; i < pages; i++) {
+			u64 page = ((u64)rand_r(&seed) << 15 ^ rand_r(&seed)) % (size / BLOCK);
+			for (int at = 0; at < BLOCK; at++)
+				sum += data[page * BLOCK + at];
+		}
 		record(r, now() - table_at[r], GATED);
 	}
 	pthread_join(g, NULL);

@@ -34,10 +34,12 @@ TIMESTAMP = 1_790_000_000
 TOOLS = (
     "btrfs-progs",
     "busybox-static",
+    "dmsetup",
     "dosfstools",
     "dpkg",
     "e2fsprogs",
     "erofs-utils",
+    "faketime",
     "fdisk",
     "gdisk",
     "grub-common",
@@ -45,13 +47,14 @@ TOOLS = (
     "kmod",
     "mtools",
     "qemu-utils",
+    "sbsigntool",
     "systemd-boot-efi",
     "xfsprogs",
     "zstd",
 )
 # What of the kernel's modules the tiny system keeps; depmod sees no others.
 KEPT = ("arch", "crypto", "drivers/ata", "drivers/block", "drivers/hv", "drivers/nvme", "fs", "lib")
-KEPT += ("drivers/scsi", "drivers/virtio", "drivers/net/virtio_net.ko.xz", "net/core")
+KEPT += ("drivers/md", "drivers/scsi", "drivers/virtio", "drivers/net/virtio_net.ko.xz", "net/core")
 
 INIT = r"""#!/bin/busybox sh
 PATH=/bin

@@ -209,6 +209,42 @@ def test_an_empty_file(write):
             "6: image.grow: erofs is read-only",
             "grow = false",
         ),
+        (
+            "[image]\nlayout = 'immutable'\nfilesystem = 'ext4'",
+            "6: image.filesystem: a slot of the immutable layout is erofs, not ext4",
+            "leave it out",
+        ),
+        (
+            "[image]\nlayout = 'immutable'\nfirmware = ['uefi', 'bios']",
+            "6: image.firmware: the immutable layout boots under UEFI only",
+            "uefi",
+        ),
+        (
+            "[image]\nlayout = 'immutable'\nslot_size = 'minimal'",
+            "6: image.slot_size: later versions must fit in a slot",
+            "2G",
+        ),
+        (
+            "[image]\nlayout = 'immutable'\nsize = '4G'",
+            "6: image.size: 4G can not hold an ESP of 64M and a root",
+            "4224M",
+        ),
+        (
+            "[image]\nlayout = 'immutable'\n[kernel]\ninitrd = 'none'",
+            "7: kernel.initrd: the immutable layout needs an initrd",
+            "minimal",
+        ),
+        ("[image]\nformats = ['slot']", "5: image.formats: a slot image is of", "immutable"),
+        (
+            "[image]\nsecure_boot_key = '/etc/passwd'\nsecure_boot_certificate = '/etc/passwd'",
+            "5: image.secure_boot_key: machines of the plain layout make boot files themselves",
+            "immutable",
+        ),
+        (
+            "[image]\nlayout = 'immutable'\nsecure_boot_certificate = '/etc/passwd'",
+            "6: image.secure_boot_certificate: needs secure_boot_key beside it",
+            None,
+        ),
         ("[image]\nfirmware = []", "5: image.firmware: qcow2 needs at least one firmware", None),
         (
             "[kernel]\npackage = 'none'",
@@ -419,6 +455,11 @@ def test_firmware_that_the_architecture_lacks(write):
 
 def test_an_erofs_root_does_not_grow_by_default(write):
     assert load(write(f'{SYSTEM}[image]\nfilesystem = "erofs"\n')).image.grow is False
+
+
+def test_the_immutable_layout_has_defaults_of_its_own(write):
+    image = load(write(f'{SYSTEM}[image]\nlayout = "immutable"\n')).image
+    assert (image.filesystem, image.firmware, image.grow) == ("erofs", ["uefi"], True)
 
 
 def test_apt_on_the_machines_needs_a_mirror_that_is_named(write):

@@ -9,13 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tegu.cli import main
 from tegu.errors import TeguError
-from tegu.heal import Finding, Rule, Subject
+from tegu.heal import Finding, Look, Rule, Subject
 from tegu.heal import history as histories
 from tegu.heal.agent import Agent
 from tegu.heal.history import History
@@ -23,6 +24,11 @@ from tegu.heal.history import History
 
 def finding(name: str = "x") -> Finding:
     return Finding("rule", f"{name} is ill", "warning", 0.5, Subject("device", name))
+
+
+def calm(_: Look, findings: Iterable[Finding]) -> list[Finding]:
+    """No closer look: whether there is pressure is this machine's matter."""
+    return list(findings)
 
 
 def test_what_comes_and_goes(tmp_path: Path) -> None:
@@ -58,7 +64,8 @@ def test_a_damaged_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_it_stays_up(tmp_path: Path) -> None:
     said: list[str] = []
-    agent = Agent(database=tmp_path / "history", journal=tmp_path / "journal", tell=said.append)
+    agent = Agent(database=tmp_path / "history", journal=tmp_path / "journal",
+                  state=tmp_path / "state", closer=calm, tell=said.append)  # fmt: skip
 
     def raises(_: object) -> list[Finding]:
         raise RuntimeError("oh")
@@ -75,7 +82,8 @@ def test_it_stays_up(tmp_path: Path) -> None:
 
 def test_a_full_disk_under_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    agent = Agent(database=tmp_path / "history", journal=tmp_path / "journal", tell=said.append)
+    agent = Agent(database=tmp_path / "history", journal=tmp_path / "journal",
+                  state=tmp_path / "state", closer=calm, tell=said.append)  # fmt: skip
     agent._rules = []
 
     def full(self: History) -> None:
@@ -97,11 +105,12 @@ def test_a_full_disk_under_the_history(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_real_one(tmp_path: Path) -> None:
     path = tmp_path / "history"
     argv = [sys.executable, "-m", "tegu", "agent", "run", "--every", "2", "--database", str(path)]
+    argv += ["--state", str(tmp_path / "state")]
     agent = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:
         assert agent.stdout is not None
         assert "looking every 2 s" in agent.stdout.readline()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if path.exists() and len(_scores(path)) >= 2:
                 break

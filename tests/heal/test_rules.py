@@ -12,10 +12,10 @@ from tegu.heal import RULES, Finding, Look, find_rule
 from tegu.heal.clock import Clock
 from tegu.heal.filesystems import FileSystem
 from tegu.heal.kernel_log import Event
-from tegu.heal.mounts import Mount, Namespace
 from tegu.heal.resolver import Server
 from tegu.heal.snapshot import Disk, Snapshot
 from tegu.heal.units import Unit
+from tegu.linux.mountinfo import Mount, Namespace
 from tegu.linux.sockdiag import TcpSocket
 
 

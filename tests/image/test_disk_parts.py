@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tegu.boot.slots import Places
 from tegu.errors import BuildError, TeguError, UnsupportedError
 from tegu.image.crc32c import Delta, crc32c
 from tegu.image.disk import DiskSpec, fstab, kernel_cmdline, partitions_of, tree_files
 from tegu.image.formats import content_sha256, copy_sparse, image_name
+from tegu.image.immutable import slot_partitions
 from tegu.image.partition import (
     ESP,
     GROW_FILE_SYSTEM,
@@ -359,6 +361,48 @@ def test_the_command_line_mounts_the_root_as_it_shall_be() -> None:
     line = kernel_cmdline(spec())
     assert line == f"root=PARTUUID={spec().root_partuuid} rootfstype=ext4 rw quiet"
     assert "rootfstype=erofs ro tegu.overlay" in kernel_cmdline(spec(filesystem="erofs"))
+
+
+def slots(**changes: object) -> DiskSpec:
+    layout = {"layout": "immutable", "slot_size": 2 << 30, "filesystem": "erofs"}
+    return spec(**(layout | {"firmware": ("uefi",)} | changes))
+
+
+def test_slots_have_a_place_each_and_var_the_rest() -> None:
+    parts = place(slot_partitions(slots(), 0), 20 << 30)
+    assert [p.label for p in parts] == ["esp", "root-a", "tree-a", "root-b", "tree-b", "var"]
+    assert [p.size >> 20 for p in parts] == [64, 2048, 17, 2048, 17, 20480 - 2 - 64 - 2 * 2065]
+    assert str(parts[1].type) == "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"
+    assert str(parts[2].type) == "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"
+    assert parts[-1].attributes == GROW_FILE_SYSTEM
+    places = slots().places
+    assert str(parts[1].uuid) == places.slots[0][0]
+    assert str(parts[4].uuid) == places.slots[1][1]
+    # The next version's slot fits the disk that this one made.
+    assert slots(version="27.1").places.slots == places.slots
+
+
+def test_a_slot_that_does_not_come_up_starts_again() -> None:
+    line = kernel_cmdline(slots())
+    assert f"tegu.data={slots().places.data} ro panic=10 quiet" in line
+    assert "root=" not in line
+    assert kernel_cmdline(slots(cmdline=("panic=1",))).endswith(" ro panic=1")
+
+
+def test_a_disk_of_slots_says_where_they_are() -> None:
+    files = tree_files(slots())
+    assert sorted(files) == ["etc/fstab", "usr/lib/tegu/slots.json"]
+    assert Places.parse(files["usr/lib/tegu/slots.json"]) == slots().places
+    assert "X-mount.mkdir" not in files["etc/fstab"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"filesystem": "ext4"}, {"firmware": ("uefi", "bios")}, {"slot_size": 0}],
+)
+def test_what_cannot_be_a_slot_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(BuildError, match="slots are erofs"):
+        slots(**changes)
 
 
 def test_nothing_is_mounted_at_boot_that_nobody_asked_for() -> None:

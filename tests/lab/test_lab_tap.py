@@ -46,6 +46,15 @@ def test_as_the_kernel_writes_it() -> None:
     assert "global.nested" not in tests[1].output
 
 
+def test_what_scripts_say_of_their_parts() -> None:
+    said = (
+        "1..1\n# PASS: gretap\n# FAIL: ip6gretap\n# TEST: rule4 udp connect     [FAIL]\n"
+        "#     TEST: rule4 del by pref    [ OK ]\nnot ok 1 selftests: net: rtnetlink.sh # exit=1\n"
+    )
+    (test,), _ = parse_tap(said)
+    assert test.failed_inner() == ["ip6gretap", "rule4 udp connect"]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

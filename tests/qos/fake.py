@@ -23,6 +23,7 @@ FILES = {
     "cpu.idle": "0\n",
     "cpu.max": "max 100000\n",
     "memory.low": "0\n",
+    "memory.min": "0\n",
     "memory.high": "max\n",
     "memory.current": "104857600\n",
     "io.weight": "default 100\n",

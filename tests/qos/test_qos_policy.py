@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tegu.errors import DefinitionError
 from tegu.qos import load_policy, parse_policy
 from tegu.qos.match import matches
-from tegu.qos.policy import Match, parse_size, parse_time
+from tegu.qos.policy import Match, parse_size, parse_time, policy_from
 
 WHOLE = """
 [latency]
@@ -106,10 +106,8 @@ SCALARS = st.one_of(st.integers(), st.floats(), st.booleans(), st.text(max_size=
     )
 )
 def test_any_values_are_taken_or_refused(values: dict[str, object]) -> None:
-    from tegu.qos.policy import _Reader
-
     try:
-        _Reader("p").policy({"batch": values, "latency": {"match": ["unit:a"]}})
+        policy_from({"batch": values, "latency": {"match": ["unit:a"]}}, "p")
     except DefinitionError as e:
         assert e.message.startswith("p: ")
 

@@ -53,6 +53,21 @@ def test_what_is_written(fake: Fake, policy: Policy) -> None:
     assert text(fake, "cgroup/batch/one/cpu.idle") == "0"  # belongs to the one above
 
 
+@pytest.mark.parametrize(("enabled", "hard"), [("0x0007", True), ("0x0000", False), ("odd", False)])
+def test_memory_by_generations(fake: Fake, policy: Policy, enabled: str, hard: bool) -> None:
+    switch = fake.place.root / "sys/kernel/mm/lru_gen/enabled"
+    switch.parent.mkdir(parents=True)
+    switch.write_text(f"{enabled}\n")
+    before = fake.snapshot()
+    apply(policy, fake.place)
+    wanted = str(64 << 20) if hard else "0"
+    assert text(fake, "cgroup/web/redis/memory.min") == wanted
+    assert text(fake, "cgroup/web/memory.min") == wanted
+    assert text(fake, "cgroup/web/redis/memory.low") == str(64 << 20)
+    undo(fake.place)
+    assert fake.snapshot() == before
+
+
 def test_undo_is_exact(fake: Fake, policy: Policy) -> None:
     before = fake.snapshot()
     apply(policy, fake.place)

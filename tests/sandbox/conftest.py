@@ -10,22 +10,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.sandbox.world import Space, why_not, world
 
-from tegu.sandbox.client import Sandbox
+from tegu.linux import sklookup
+from tegu.sandbox.client import Result, Sandbox, box_spec, run
 from tegu.sandbox.native import find_launcher
 
 SOURCE = Path(__file__).parents[2] / "src"
 
 
 class Served:
-    """A supervisor under test: its socket, and the process that keeps it."""
+    """A supervisor under test: its socket, and the process that keeps it.
 
-    def __init__(self, warm: int, *, compiled: bool = True) -> None:
+    It is started by the command `within`, which must become what it starts.
+    """
+
+    def __init__(self, warm: int, *, compiled: bool = True, within: Sequence[str] = ()) -> None:
         # Short, as the address of a UNIX socket has 108 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="tegu-t", dir="/tmp"))
         self.path = self.directory / "s"
@@ -38,7 +45,7 @@ class Served:
             f"compiled={compiled}))"
         )
         self.keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program, str(self.path)],
+            [*within, sys.executable, "-I", "-S", "-c", program, str(self.path)],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "TEGU_SANDBOX_STATE": str(self.state)},
             pass_fds=[writer],
@@ -119,6 +126,47 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
         pytest.skip("the launcher was not built: there was no C compiler at ./dev setup")
     one = Served(warm=2, compiled=compiled)
     yield one
+    one.stop()
+
+
+@dataclass(frozen=True)
+class Net:
+    """A supervisor on a host with an outside, both in namespaces of their own (`world`)."""
+
+    host: Space
+    served: Served
+
+    def box(self, network: str | Sequence[str], **more: Any) -> Sandbox:
+        """Start a box that may reach what `network` says."""
+        return Sandbox.create(network=network, path=self.served.path, **more)
+
+    def python(self, network: str | Sequence[str], script: str, **more: Any) -> Result:
+        """Run a script in a box that may reach what `network` says."""
+        spec = box_spec(network=network, **more)
+        return run(["python3", "-c", script], box=spec, timeout=400, path=self.served.path)
+
+
+@pytest.fixture(scope="session")
+def net() -> Iterator[Net]:
+    """A supervisor in a world, which tests share."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    try:
+        sklookup.try_load()
+    except OSError as e:
+        pytest.skip(f"this machine's kernel or container refuses {e.filename}: {e.strerror}")
+    with world() as host:
+        one = Served(warm=2, within=host.enter())
+        yield Net(host, one)
+        one.stop()
+
+
+@pytest.fixture
+def fresh_net(net: Net) -> Iterator[Net]:
+    """A supervisor of a test's own in the same world, to break."""
+    one = Served(warm=2, within=net.host.enter())
+    yield Net(net.host, one)
     one.stop()
 
 

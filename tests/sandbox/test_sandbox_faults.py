@@ -331,6 +331,19 @@ try:
         spec = FunctionSpec("f", handler="app:main", load=load)
         deploy(spec, here / "app.py", store=store)
         print(*invoke("f", 7, store=store).result())
+    import socket
+    from tegu.errors import UnsupportedError
+    from tegu.sandbox import Sandbox
+    try:
+        run("true", box=box_spec(network="full"))
+    except UnsupportedError:
+        print("unsupported")
+    with Sandbox.create(publish=['0:80']) as box:
+        served = box.start(["python3", "-c", "import socket\\ns = socket.create_server(('', 80))\\n"
+                            "print('up', flush=True)\\ns.accept()[0].sendall(b'inside')"])
+        next(served.output())
+        with socket.create_connection(("127.0.0.1", box.ports.list()[0]["host_port"])) as link:
+            print(link.recv(9).decode())
 finally:
     supervisor("shutdown")
 """
@@ -362,8 +375,9 @@ def test_a_supervisor_without_root(tmp_path: Path) -> None:
         assert words[:3] == ["0", "x", "ok"]
         assert words[3:9] == ["0", "0", "1", "1", "1", "65535"]
         assert words[9] == "1"  # the eleventh process was refused
-        for event, user, pid in (words[10:13], words[13:]):  # functions, loaded late and early
+        for event, user, pid in (words[10:13], words[13:16]):  # functions, loaded late and early
             assert (event, pid) == ("7", "1")
             assert int(user) >= 1000
+        assert words[16:] == ["unsupported", "inside"]  # networks are root's, ports everybody's
     finally:
         shutil.rmtree(home)

@@ -187,7 +187,14 @@ def test_receipts(tmp_path: Path, gain: float, noise: float, pairs: int, good: b
 
 def test_what_is_shipped_can_be_loaded() -> None:
     names = profile_names()
-    assert {"cloud-default", "container-host"} <= set(names)
+    assert set(names) >= {
+        "cloud-default",
+        "container-host",
+        "database",
+        "low-latency",
+        "small-instance",
+        "web",
+    }
     for name in names:
         profile = load_profile(find_profile(name))
         assert profile.about

@@ -12,7 +12,7 @@ _BPF_PROG_TEST_RUN = 10  # linux/bpf.h
 _BPF = {"x86_64": 321, "aarch64": 280}
 
 with BpfObject(Path(__file__).with_name("lockup.bpf.o").read_bytes()) as program:
-    program.configure(".rodata.config", struct.pack("<Q", int(float(sys.argv[1]) * 1e9)))
+    program.configure(".rodata.lockup", struct.pack("<Q", int(float(sys.argv[1]) * 1e9)))
     program.load()
     fd = load_library().dll.bpf_program__fd(ctypes.c_void_p(program._program("lockup")))
     # union bpf_attr, test: prog_fd first; no data, no context, one run.

@@ -29,9 +29,10 @@ class Arch:
     """Names of one architecture.
 
     `tag` goes into image names, `oci` is GOARCH, `efi` the suffix of UEFI programs, `root_type` the
-    partition type GUID of a root file system. `grub` is the GRUB platform for legacy BIOS boot, or
-    None where firmware is always UEFI. `modules` are the initrd's drivers, loaded on demand; those
-    that a kernel has built in or does not have are passed over.
+    partition type GUID of a root file system, `verity_type` that of its hash tree. `grub` is the
+    GRUB platform for legacy BIOS boot, or None where firmware is always UEFI. `modules` are the
+    initrd's drivers, loaded on demand; those that a kernel has built in or does not have are passed
+    over.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Arch:
     oci: str
     efi: str
     root_type: str
+    verity_type: str
     grub: str | None
     modules: tuple[str, ...] = STORAGE_MODULES
 
@@ -70,6 +72,7 @@ ARCHES: dict[str, Arch] = {
         oci="amd64",
         efi="x64",
         root_type="4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
+        verity_type="2c7357ed-ebd2-46d9-aec1-23d437ec2bf5",
         grub="i386-pc",
         modules=(*STORAGE_MODULES, "ahci", "ata_piix"),
     ),
@@ -79,6 +82,7 @@ ARCHES: dict[str, Arch] = {
         oci="arm64",
         efi="aa64",
         root_type="b921b045-1df0-41c3-af44-4c6f280d3fae",
+        verity_type="df3300ce-d69f-4c92-978c-9bfb0f38d820",
         grub=None,
         modules=(*STORAGE_MODULES, "virtio_mmio"),
     ),

@@ -9,10 +9,13 @@ from tegu.boot.arch import Arch
 from tegu.boot.initrd import build_initrd
 from tegu.boot.loader import newest_first
 from tegu.boot.modules import ModuleTree
+from tegu.boot.slots import slot_osrel
 from tegu.boot.uki import build_uki
 from tegu.errors import BuildError
 
 __all__ = ["build_kernel", "kernel_versions", "os_release"]
+
+_VERITY = ("dm_mod", "dm_verity", "sha256_generic")
 
 
 def kernel_file(root: Path, version: str) -> Path | None:
@@ -55,11 +58,13 @@ def build_kernel(
     filesystem: str,
     modules: Iterable[str] = (),
     timestamp: int,
+    verity: Path | None = None,
 ) -> bytes:
     """Return the unified image of kernel `version` of the tree `root`.
 
     `stub` and `busybox` may lie outside of it. With `initrd` "none" the kernel must have the root's
-    file system built in. Raises BuildError for what is missing or damaged.
+    file system built in. With `verity`, a tree that has dmsetup(8), it is for a slot of the
+    immutable layout (`tegu.boot.slots`). Raises BuildError for what is missing or damaged.
     """
     path = kernel_file(root, version)
     if path is None:
@@ -78,11 +83,12 @@ def build_kernel(
         packed = build_initrd(
             root,
             version,
-            modules,
+            modules if verity is None else (*modules, *_VERITY),
             busybox,
             timestamp,
             optional=arch.modules,
-            filesystems=_file_systems(filesystem),
+            filesystems=_file_systems(filesystem, verity is not None),
+            verity=verity,
         )
     elif filesystem not in tree.builtin:
         raise BuildError(
@@ -100,12 +106,14 @@ def build_kernel(
         stub_data,
         kernel,
         cmdline=cmdline,
-        os_release=os_release(root),
+        os_release=os_release(root) if verity is None else slot_osrel(os_release(root)),
         uname=version,
         initrd=packed,
     )
 
 
-def _file_systems(root: str) -> tuple[str, ...]:
-    """A root that cannot be written to gets an overlay."""
+def _file_systems(root: str, slots: bool) -> tuple[str, ...]:
+    """A root that cannot be written to gets an overlay; /var beside slots is ext4."""
+    if slots:
+        return (root, "overlay", "ext4")
     return (root, "overlay") if root == "erofs" else (root,)

@@ -8,6 +8,9 @@
 #   tegu.wait=SECONDS  how long to wait for the root device (default 30)
 #   tegu.overlay       keep what is written to / in memory, for a root that cannot be written to
 #   tegu.shell         open a shell on the console when the root cannot be mounted
+#   tegu.verity=ROOTHASH:SALT:BLOCKS       the root is a slot, and checked by dm-verity
+#   tegu.slots=ROOT:TREE,ROOT:TREE         partitions (GUIDs) of slot a and slot b
+#   tegu.data=GUID                         the partition of /var, with what is changed below /etc
 # All else, and what follows `--`, is for the system's own init.
 #
 # It forks as little as it can: on small machines each process costs more than the work it does.
@@ -15,6 +18,7 @@
 set -f
 PATH=/bin
 root='' type='' flags='' mode=ro init=/sbin/init wait=30 shell='' overlay='' device=''
+verity='' slots='' data='' slot=''
 
 say() {
 	echo "tegu-initrd: $1" >/dev/console
@@ -86,7 +90,72 @@ find_partition() {
 	find_event PARTUUID "$1" || { [ -z "$told" ] && find_in_tables "$1"; }
 }
 
+# Make the hash of the salt and the top of slot $1's tree, and compare: a slot that was not written
+# to its end has no top.
+is_slot() {
+	device=''
+	find_partition "$1" || return 1
+	# shellcheck disable=SC2059
+	top=$({
+		printf "$binary_salt"
+		dd if="$device" bs=4096 skip=1 count=1 2>/dev/null
+	} | sha256sum)
+	[ "${top%% *}" = "$hash" ]
+}
+
+find_slot() {
+	device=''
+	# All of them are on one disk: when the last is there the others are.
+	find_partition "$data" || return 1
+	for slot in a b; do
+		case $slot in a) pair=${slots%%,*} ;; *) pair=${slots#*,} ;; esac
+		is_slot "${pair#*:}" || continue
+		tree=$device device=''
+		find_partition "${pair%%:*}" && return 0
+	done
+	fail "no slot has the system $hash"
+}
+
+# Open the slot that was found: what is read from it is checked block by block.
+open_slot() {
+	rest=${verity#*:}
+	dmsetup create root --readonly --noudevsync --noudevrules --table \
+		"0 $((${rest#*:} * 8)) verity 1 $device $tree 4096 4096 ${rest#*:} 1 sha256 $hash ${rest%%:*}" ||
+		fail "cannot open $device with its hash tree $tree"
+	# The only one here; its name in /dev/mapper is for udev to make.
+	device=/dev/dm-0 type=erofs mode=ro
+}
+
+# /var is a partition of its own; below it lie the changes to /etc, and what people keep.
+mount_data() {
+	device=''
+	find_partition "$data" || fail "there is no partition $data"
+	file_system ext4
+	file_system overlay
+	mkdir /run/tegu-root
+	mount -o bind /sysroot /run/tegu-root
+	mount -t ext4 -o rw "$device" /sysroot/var || fail "cannot mount $device (ext4) at /var"
+	# The package database is that of the system that runs, whatever ran before.
+	[ -d /run/tegu-root/var/lib/dpkg ] && mkdir -p /sysroot/var/lib/dpkg &&
+		mount -o bind /run/tegu-root/var/lib/dpkg /sysroot/var/lib/dpkg
+	umount -l /run/tegu-root
+	rmdir /run/tegu-root
+	changes=/sysroot/var/lib/tegu/etc
+	mkdir -p "$changes/upper" "$changes/work"
+	mount -t overlay -o "lowerdir=/sysroot/etc,upperdir=$changes/upper,workdir=$changes/work" \
+		overlay /sysroot/etc || fail 'cannot lay the changes over /etc'
+	for place in home root srv; do
+		kept=/sysroot/var/lib/tegu/$place
+		if [ ! -d "$kept" ]; then
+			rm -rf "$kept.new"
+			cp -a "/sysroot/$place" "$kept.new" && mv "$kept.new" "$kept"
+		fi
+		mount -o bind "$kept" "/sysroot/$place" || fail "cannot mount /$place"
+	done
+}
+
 find_root() {
+	[ -n "$verity" ] && { find_slot; return; }
 	case $root in
 	PARTUUID=*) find_partition "${root#PARTUUID=}" ;;
 	PARTLABEL=*) find_event PARTNAME "${root#PARTLABEL=}" ;;
@@ -115,9 +184,18 @@ for word in $line; do
 	ro | rw) mode=$word ;;
 	tegu.wait=*) wait=${word#tegu.wait=} ;;
 	tegu.overlay) overlay=yes ;;
+	tegu.verity=*) verity=${word#tegu.verity=} ;;
+	tegu.slots=*) slots=${word#tegu.slots=} ;;
+	tegu.data=*) data=${word#tegu.data=} ;;
 	tegu.shell) shell=yes ;;
 	esac
 done
+if [ -n "$verity" ]; then
+	[ -n "$slots" ] && [ -n "$data" ] || fail 'tegu.verity= needs tegu.slots= and tegu.data='
+	root="PARTUUID=$data" hash=${verity%%:*}
+	salt=${verity#*:}
+	binary_salt=$(echo "${salt%%:*}" | sed 's/../\\x&/g')
+fi
 [ -n "$root" ] || fail 'the command line has no root='
 case $wait in '' | *[!0-9]*) wait=30 ;; esac
 case $root in
@@ -143,6 +221,7 @@ until find_root; do
 	usleep 10000
 done
 
+[ -n "$verity" ] && open_slot
 [ -n "$type" ] && file_system "$type"
 [ -n "$overlay" ] && { file_system overlay; mode=ro; }
 options=$mode
@@ -160,9 +239,15 @@ if [ -n "$overlay" ]; then
 		overlay /sysroot || fail 'cannot lay an overlay over the root'
 fi
 
+if [ -n "$verity" ]; then
+	mount_data
+	mkdir /run/tegu
+	echo "$slot" >/run/tegu/slot
+fi
+
 # Tell the system whether its disk has room behind the root partition (MiB and more), so that a
 # machine with nothing to grow starts no process to find that out.
-mkdir /run/tegu
+mkdir -p /run/tegu
 part=/sys/class/block/${device##*/}
 if [ -e "$part/partition" ] && read -r start <"$part/start" && read -r size <"$part/size" &&
 	read -r whole <"$part/../size" && [ $((whole - start - size)) -gt 4096 ]; then

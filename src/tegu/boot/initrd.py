@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tegu.boot.cpio import Archive
 from tegu.boot.modules import Module, ModuleTree, canonical
+from tegu.boot.programs import add_program
 from tegu.errors import BuildError
 from tegu.process import run
 
@@ -41,13 +42,15 @@ def build_initrd(
     *,
     optional: Iterable[str] = (),
     filesystems: Iterable[str] = (),
+    verity: Path | None = None,
 ) -> bytes:
     """Return a compressed initrd for kernel `kernel_version` of the tree `root`.
 
     `modules` must exist (or be built in), `optional` and `filesystems` are taken when the kernel
     has them as modules; all come with what they depend on. `busybox` is a static busybox. A module
     that devices ask for is loaded when such a device is there, a file system when `rootfstype=`
-    names it, any other at once. Raises BuildError for what is missing or damaged.
+    names it, any other at once. With `verity`, a tree that has dmsetup(8), it can open a root that
+    dm-verity checks. Raises BuildError for what is missing or damaged.
     """
     tree = ModuleTree(root, kernel_version)
     wanted, systems = list(modules), [fs for fs in filesystems if tree.has(fs)]
@@ -59,6 +62,8 @@ def build_initrd(
     for link in _APPLET_LINKS:
         archive.symlink(f"bin/{link}", "busybox")
     archive.file("init", files("tegu.boot").joinpath("init.sh").read_bytes(), 0o755)
+    if verity is not None:
+        add_program(archive, verity, "dmsetup", package="dmsetup")
     archive.file("lib/tegu/load", load_script(tree, closure, wanted, systems).encode())
     for module in closure:
         archive.file(f"lib/tegu/modules/{module.name}.ko", tree.read(module))

@@ -24,6 +24,11 @@ def doctor(
     rule: Annotated[
         list[str] | None, typer.Option("--rule", metavar="RULE", help="Only this rule; repeatable.")
     ] = None,
+    closer: bool = typer.Option(
+        False,
+        "--closer",
+        help="Where tasks wait a lot, let a probe look for 3 s, as the agent does.",
+    ),
     list_rules: bool = typer.Option(False, "--list", help="Say which rules there are."),
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page as well.")
@@ -57,8 +62,13 @@ def doctor(
         else:
             print_table(("rule", "question"), [(r.name, r.question) for r in found])
         return
+    probes = None
+    if closer:
+        from tegu.heal.closer import Closer
+
+        probes = Closer()
     with spinner() as say:
-        diagnosis = diagnose(parse_seconds(seconds), tuple(rule or RULES), say=say)
+        diagnosis = diagnose(parse_seconds(seconds), tuple(rule or RULES), say=say, closer=probes)
     if html is not None:
         from tegu.files import write_atomic
         from tegu.heal.report import page

@@ -81,6 +81,7 @@ VERBS: dict[str, Verb] = {
     "upgrade": Verb("tegu.cli.upgrade", "upgrade_app", "Upgrade this machine, undoably."),
     "rollback": Verb("tegu.cli.upgrade", "rollback_app", "Go back to before the last upgrade."),
     "history": Verb("tegu.cli.upgrade", "history_app", "List the upgrades of this machine."),
+    "autoupgrade": Verb("tegu.cli.autoupgrade", "app", "Let this machine upgrade itself."),
     "host": Verb("tegu.cli.host", "app", "What runs inside a Tegu machine."),
 }
 

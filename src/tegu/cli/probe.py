@@ -38,29 +38,13 @@ def list_probes(as_json: bool = typer.Option(False, "--json", help="Print JSON."
 
     Each is loaded into the kernel and attached for a moment.
     """
-    import platform
-
     from tegu.cli.output import print_json, print_table, spinner
-    from tegu.probe import availability
+    from tegu.probe.matrix import asked_here
 
-    rows: list[dict[str, Any]] = []
     with spinner() as say:
-        for name in TOOLS:
-            tool = find_tool(name)
-            say(f"trying {name}")
-            reason = availability(tool)
-            rows.append(
-                {
-                    "name": name,
-                    "group": tool.group,
-                    "question": tool.question,
-                    "facility": tool.facility,
-                    "available": not reason,
-                    "reason": reason or None,
-                }
-            )
+        found = asked_here(say)
     if as_json:
-        print_json({"kernel": platform.release(), "probes": rows})
+        print_json(found)
         return
     print_table(
         ("probe", "of", "question", "here"),
@@ -71,7 +55,7 @@ def list_probes(as_json: bool = typer.Option(False, "--json", help="Print JSON."
                 r["question"],
                 "works" if r["available"] else f"unsupported: {r['reason']}",
             )
-            for r in rows
+            for r in found["probes"]
         ],
     )
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tegu.cli import qos_pods
+
 if TYPE_CHECKING:
     from tegu.qos.static import Step
 
@@ -288,3 +290,6 @@ def doctor(policy: _Policy = _DEFAULT, as_json: bool = _JSON) -> None:
         print_json([dict(zip(("where", "finding", "remedy"), r, strict=True)) for r in rows])
         return
     print_table(("where", "finding", "remedy"), rows)
+
+
+qos_pods.add_to(app)

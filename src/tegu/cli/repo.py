@@ -23,6 +23,7 @@ Publish = Annotated[bool, typer.Option("--publish", help="Publish afterwards.")]
 Downgrade = Annotated[
     bool, typer.Option("--allow-downgrade", help="Let a version go backwards: newer ones leave.")
 ]
+Percent = Annotated[int, typer.Option(min=0, max=100, help="Of the machines that get what is new.")]
 Channel = Annotated[
     str | None, typer.Option("--channel", "-c", help="The channel [the first of repo.toml].")
 ]
@@ -153,15 +154,25 @@ def promote(
     directory: Directory = Path(),
     publish: Publish = False,
     allow_downgrade: Downgrade = False,
+    percent: Percent = 100,
     as_json: Json = False,
 ) -> None:
-    """Make a channel what another is, without a rebuild: the same files, other indexes."""
+    """Make a channel what another is, without a rebuild: the same files, other indexes.
+
+    With --percent below 100, machines that have a package get its new version by and by, each when
+    its turn has come (`tegu repo rollout`); until then the older version stays in the channel.
+    """
     from tegu.packages.repo import Repository
     from tegu.packages.repo import promote as promote_channel
 
     with Repository(directory) as repo, repo.locked():
         done = promote_channel(
-            repo, source, target, packages or [], allow_downgrade=allow_downgrade
+            repo,
+            source,
+            target,
+            packages or [],
+            allow_downgrade=allow_downgrade,
+            percent=percent,
         )
         published = _publish(repo, [target]) if publish else None
     if as_json:
@@ -175,6 +186,43 @@ def promote(
         )
         return
     _table(target, [("entered", done.entered), ("left", done.left)])
+
+
+@app.command(epilog="Example: tegu repo rollout stable 50 --publish")
+def rollout(
+    channel: Annotated[str, typer.Argument(help="The channel.")],
+    percent: Annotated[
+        int, typer.Argument(min=0, max=100, help="Of the machines; 0 stops, 100 ends it.")
+    ],
+    packages: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names, or name=version; patterns too [what is being rolled out]."),
+    ] = None,
+    directory: Directory = Path(),
+    publish: Publish = False,
+    as_json: Json = False,
+) -> None:
+    """Offer new versions to so many of the machines that have the package.
+
+    apt chooses them by a hash of machine id and version: those that have it at 10 % are among those
+    at 50 %. A machine that installs the package anew gets the newest at once.
+    """
+    from tegu.packages.repo import Repository, roll_out
+
+    with Repository(directory) as repo, repo.locked():
+        offered = roll_out(repo, channel, percent, packages or [])
+        published = _publish(repo, [channel]) if publish else None
+    if as_json:
+        print_json(
+            {
+                "channel": channel,
+                "percent": percent,
+                "packages": _items(offered),
+                "published": _written(published),
+            }
+        )
+        return
+    _table(channel, [(f"{percent} %", offered)])
 
 
 @app.command(epilog="Example: tegu repo snapshot stable stable-2026.11")

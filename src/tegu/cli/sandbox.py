@@ -73,6 +73,7 @@ def serve(
     cpus: Annotated[float | None, typer.Option(help="HTTP: processors of a sandbox.")] = None,
     pids: int = typer.Option(512, help="HTTP: processes and threads of a sandbox."),
     disk: str = typer.Option("256M", help="HTTP: what a sandbox may write."),
+    network: str = typer.Option("none", help="HTTP: what a sandbox may reach, at most."),
     max_timeout: float = typer.Option(86400, min=1, metavar="S", help="HTTP: longest life."),
     max_sandboxes: int = typer.Option(1000, min=1, help="HTTP: sandboxes at a time."),
 ) -> None:
@@ -97,12 +98,16 @@ def serve(
             tls=(tls_cert, tls_key),
             domain=domain,
             templates=template or [],
-            limits={"memory": memory, "cpus": cpus, "pids": pids, "disk": disk},
+            limits={
+                **{"memory": memory, "cpus": cpus, "pids": pids, "disk": disk},
+                "network": network,
+            },
             most=(max_timeout, max_sandboxes),
             ready=lambda urls: print("\n".join(urls), flush=True),
         )
         return
-    if token_file or tls_cert or tls_key or domain or template or memory or cpus:
+    named = (token_file, tls_cert, tls_key, domain, template, memory, cpus, network != "none")
+    if any(named):
         raise UsageError("these options are for --http ADDRESS, which is not there")
     raise typer.Exit(keep(where, warm=warm, idle_exit=idle_exit or None, compiled=launcher))
 
@@ -152,13 +157,15 @@ def list_boxes(as_json: bool = typer.Option(False, "--json", help="Print JSON.")
         print_json(answer)
         return
     print_table(
-        ("box", "state", "seconds", "template", "memory"),
+        ("box", "state", "seconds", "template", "network", "ports", "memory"),
         [
             (
                 b["box"],
                 b["state"],
                 b["seconds"],
                 b["spec"]["template"],
+                _network(b["spec"]["network"]),
+                " ".join(f"{p['host_port']}:{p['port']}" for p in b.get("ports", [])),
                 human_size(b["usage"]["memory"]) if "memory" in b["usage"] else "",
             )
             for b in answer["boxes"]
@@ -166,6 +173,14 @@ def list_boxes(as_json: bool = typer.Option(False, "--json", help="Print JSON.")
     )
     if sys.stderr.isatty():
         note(f"{answer['started']} started since, {answer['ready']} ready")
+
+
+def _network(network: str | list[str]) -> str:
+    """Return what a box may reach, in a few words."""
+    if isinstance(network, str):
+        return network
+    more = f" +{len(network) - 2}" if len(network) > 2 else ""
+    return " ".join(network[:2]) + more
 
 
 @app.command(epilog="Example: tegu sandbox create --memory 512M --timeout 3600")
@@ -180,6 +195,11 @@ def create(
     pids: int = typer.Option(512, help="At most this many processes and threads."),
     disk: str = typer.Option("256M", help="At most this much written."),
     timeout: float = typer.Option(None, metavar="S", help="Seconds that it lives at most."),
+    network: str = typer.Option("none", help="none, full, or allow:NAME,ADDRESS:PORT,..."),
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:GUEST", help="Let a port of this machine lead to the box's."),
+    ] = None,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Start a box that lives on, and print its name."""
@@ -194,6 +214,8 @@ def create(
         pids=pids,
         disk=disk,
         timeout=timeout,
+        network=network,
+        publish=publish or [],
         keep=True,
     )
     if as_json:

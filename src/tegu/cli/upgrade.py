@@ -32,6 +32,10 @@ def upgrade(
         str | None,
         typer.Option("--to", metavar="RELEASE", help="Follow this release or channel from now on."),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="PLACE", help="Directory or URL of a slot image."),
+    ] = None,
     snapshot: Annotated[
         bool, typer.Option("--snapshot/--no-snapshot", help="Keep a root to go back to.")
     ] = True,
@@ -44,20 +48,23 @@ def upgrade(
     """Upgrade this machine, in a way that can be undone.
 
     The root is kept as it is, and boots again when the upgrade fails, when power is cut, or when
-    the machine is not well after its next start. Kernels are left to apt.
+    the machine is not well after its next start. Kernels are left to apt. On the immutable layout
+    the slot that does not run is written, with its kernel, and tried once.
     """
     from tegu.host.upgrade import preview
     from tegu.host.upgrade import upgrade as run_upgrade
 
     with spinner() as say:
         if check:
-            updates = preview(security=security, say=say)
+            updates = preview(security=security, to=to, source=source, say=say)
             if as_json:
                 print_json([asdict(u) | {"security": u.security} for u in updates])
             else:
                 _table(updates)
             return
-        done = run_upgrade(security=security, to=to, snapshot=snapshot, resume=resume, say=say)
+        done = run_upgrade(
+            security=security, to=to, source=source, snapshot=snapshot, resume=resume, say=say
+        )
     _report(done, as_json)
     _restart(reboot and done.reboot)
 

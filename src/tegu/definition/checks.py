@@ -15,6 +15,7 @@ from tegu.definition.architecture import ARCHITECTURES
 from tegu.definition.locate import Location
 from tegu.definition.models import DEFAULT_KEYRING, Definition, File
 from tegu.definition.problems import Flaw, nearest, shown_path
+from tegu.definition.slots import slot_flaws
 
 __all__ = ["DISK_FORMATS", "flaws", "mebibytes"]
 
@@ -25,6 +26,7 @@ MIN_ESP_MIB = 16
 MIN_ROOT_MIB = {"ext4": 64, "xfs": 300, "btrfs": 128, "erofs": 16}
 # COMMAND_LINE_SIZE of x86 and arm64 is 2048 with the final NUL; the build adds root= and the like.
 MAX_CMDLINE = 1900
+_SLOT_WORDS = 300  # root hash, salt, and the partitions of the immutable layout
 _VOLATILE = ("/dev", "/proc", "/run", "/sys")
 _UNITS_MIB = {"M": 1, "G": 1024, "T": 1024 * 1024}
 
@@ -218,8 +220,9 @@ def _kernel(definition: Definition) -> Iterator[Flaw]:
             what = "has a space in it outside of double quotes"
             yield Flaw(here, what, "give each parameter an entry of its own")
     length = len(" ".join(kernel.cmdline).encode())
-    if length > MAX_CMDLINE:
-        what = f"is {length} bytes long; the kernel takes 2048, of which {MAX_CMDLINE} are free"
+    free = MAX_CMDLINE - (_SLOT_WORDS if definition.image.layout == "immutable" else 0)
+    if length > free:
+        what = f"is {length} bytes long; the kernel takes 2048, of which {free} are free"
         yield Flaw(("kernel", "cmdline"), what)
     refused = set(map(_module, kernel.blacklist))
     for key in ("load", "modules"):
@@ -259,7 +262,8 @@ def _image(definition: Definition) -> Iterator[Flaw]:
         if firmware not in known:
             what = f"{architecture} machines have no {firmware}; they have {', '.join(known)}"
             yield Flaw(("image", "firmware", index), what)
-    if image.filesystem == "erofs" and image.grow:
+    yield from slot_flaws(definition)
+    if image.filesystem == "erofs" and image.grow and image.layout == "plain":
         what = "erofs is read-only and can not grow"
         yield Flaw(("image", "grow"), what, "set grow = false, or take another filesystem")
     esp = mebibytes(image.esp_size) or 0
@@ -268,6 +272,8 @@ def _image(definition: Definition) -> Iterator[Flaw]:
         yield Flaw(("image", "esp_size"), what, f"at least {MIN_ESP_MIB}M")
     size = mebibytes(image.size)
     needed = esp + MIN_ROOT_MIB[image.filesystem]
+    if image.layout == "immutable":
+        needed = esp + 2 * (mebibytes(image.slot_size) or 0) + MIN_ROOT_MIB["ext4"]
     if size is not None and size < needed:
         what = f"{image.size} can not hold an ESP of {image.esp_size} and a root"
         hint = f"{image.filesystem} needs a disk of at least {needed}M, or 'minimal'"
@@ -315,6 +321,10 @@ def _paths(definition: Definition) -> Iterator[Flaw]:
             wanted.append((("file", i, "source"), file.source, "file"))
     for i, repository in enumerate(definition.repository):
         wanted.append((("repository", i, "keyring"), repository.keyring, "file"))
+    for key in ("secure_boot_key", "secure_boot_certificate"):
+        named = getattr(definition.image, key)
+        if named is not None:
+            wanted.append((("image", key), named, "file"))
     if definition.base.keyring != DEFAULT_KEYRING:  # the lock speaks up if the default is missing
         wanted.append((("base", "keyring"), definition.base.keyring, "file"))
     for location, path, kind in wanted:

@@ -86,8 +86,12 @@ def _tree(definition: Definition) -> dict[str, Any]:
 
 def _image(definition: Definition) -> dict[str, Any]:
     system = definition.system
+    image = _dump(definition.image, leave=("secure_boot_key", "secure_boot_certificate"))
+    if definition.image.secure_boot_certificate is not None:
+        # Which key it is follows from the certificate; where both are does not matter.
+        image["secure_boot"] = _file(definition.image.secure_boot_certificate)
     return {
-        "image": _dump(definition.image),
+        "image": image,
         "system": [system.name, system.version, system.architecture],
     }
 

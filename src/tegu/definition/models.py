@@ -248,23 +248,36 @@ class Image(Table):
 
     size: Size = "20G"
     """Virtual size of the disk; `minimal`: as small as the content allows."""
-    layout: Literal["plain"] = "plain"
-    """Partition layout: `plain` is boot partitions and one root."""
+    layout: Literal["plain", "immutable"] = "plain"
+    """Partition layout: `plain` is boot partitions and one root; `immutable` is two slots for a
+    read-only root that dm-verity checks, and a partition for /var."""
+    slot_size: Size = "2G"
+    """Size of each slot of the immutable layout; all later versions must fit in it."""
     filesystem: FileSystem = "ext4"
-    """Root file system; erofs is read-only."""
+    """Root file system; erofs is read-only, and the default of the immutable layout."""
     grow: bool = True
-    """Grow the root file system to the disk at first boot; default false with erofs."""
+    """Grow the root file system to the disk at first boot (/var, with slots); default false with
+    a plain erofs root."""
     formats: list[Format] = Field(default=["qcow2"], min_length=1)
     """What to make of the tree."""
     firmware: list[Firmware] = ["uefi", "bios"]
     """Firmware that the disk boots under; default: all that the architecture has."""
     esp_size: EspSize = "64M"
     """Size of the EFI system partition."""
+    secure_boot_key: HostPath | None = None
+    """Private key (PEM) that signs boot loader and kernel for Secure Boot; immutable layout only:
+    elsewhere machines make boot files themselves."""
+    secure_boot_certificate: HostPath | None = None
+    """The certificate (PEM) of that key, which the machines' firmware must know."""
 
     @model_validator(mode="after")
     def _read_only_root_does_not_grow(self) -> Self:
-        if self.filesystem == "erofs" and "grow" not in self.model_fields_set:
-            object.__setattr__(self, "grow", False)  # frozen for others, not while being made
+        if self.layout == "immutable":
+            # frozen for others, not while being made
+            if "filesystem" not in self.model_fields_set:
+                object.__setattr__(self, "filesystem", "erofs")
+        elif self.filesystem == "erofs" and "grow" not in self.model_fields_set:
+            object.__setattr__(self, "grow", False)
         return self
 
 
@@ -353,6 +366,8 @@ class Definition(Table):
             kernel = self.kernel.model_copy(update={"package": facts.kernel})
             object.__setattr__(self, "kernel", kernel)
         if "firmware" not in self.image.model_fields_set:
-            image = self.image.model_copy(update={"firmware": list(facts.firmware)})
+            # The boot loader that counts tries is a UEFI program.
+            firmware = ["uefi"] if self.image.layout == "immutable" else list(facts.firmware)
+            image = self.image.model_copy(update={"firmware": firmware})
             object.__setattr__(self, "image", image)
         return self

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 FileSystem = Literal["ext4", "xfs", "btrfs", "erofs"]
-Format = Literal["directory", "tar", "oci", "raw", "qcow2", "vhd", "vhd-fixed"]
+Format = Literal["directory", "tar", "oci", "raw", "qcow2", "vhd", "vhd-fixed", "slot"]
 DataSource = Literal["NoCloud", "ConfigDrive", "AliYun", "Ec2", "Azure", "GCE", "OpenStack"]
 
 _SYSTEM = r"^[a-z0-9][a-z0-9._-]*$"

@@ -17,13 +17,15 @@ from pathlib import Path
 
 from tegu.errors import TeguError
 from tegu.heal import snapshot
-from tegu.heal.doctor import Diagnosis, examine
+from tegu.heal.closer import Closer, LookCloser
+from tegu.heal.doctor import Diagnosis, closely, examine
 from tegu.heal.history import HISTORY, Change, History
 from tegu.heal.journal import Journal
 from tegu.heal.look import Look
 from tegu.heal.policy import load_policy
 from tegu.heal.repair import Repair, repair
 from tegu.heal.rules import RULES, find_rule
+from tegu.heal.state import STATE, Tally, write_state
 from tegu.linux import libc
 
 __all__ = ["Agent", "run_agent"]
@@ -41,6 +43,8 @@ class Agent:
         every: float = 15.0,
         database: Path = HISTORY,
         journal: Path | None = None,
+        state: Path = STATE,
+        closer: LookCloser | None = None,
         tell: Callable[[str], None] = lambda line: print(line, flush=True),
     ) -> None:
         self.every = every
@@ -49,21 +53,41 @@ class Agent:
         self._journal = Journal() if journal is None else Journal(journal)
         self._database = database
         self._history: History | None = None
+        self._state = state
+        self._closer = closer or Closer()
+        self._tally = Tally()
         self._said: set[str] = set()
         self._before = snapshot.take()
 
     def step(self) -> Diagnosis:
         """Look once: from the last snapshot to now; note, and repair what may be."""
         after = snapshot.take()
-        diagnosis = examine(Look(self._before, after), self._rules)
+        seen = Look(self._before, after)
+        diagnosis = self._closely(seen, examine(seen, self._rules))
         self._before = after
         for name, why in diagnosis.failures.items():
             self._once(f"the rule {name} failed: {why}")
         for change in self._note(diagnosis):
             self._tell(f"{change.what}: {change.severity}: {change.title}")
-        for done in self._repair(diagnosis):
+        repairs = self._repair(diagnosis)
+        for done in repairs:
             self._tell(f"{done.outcome}: {done.remedy} for {done.finding.key} {done.detail}")
+        self._tally.add(diagnosis, repairs)
+        try:
+            write_state(self._state, diagnosis, after, self._tally, self.every)
+        except OSError as e:
+            self._once(f"no state for exports: {self._state}: {e.strerror}")
         return diagnosis
+
+    def _closely(self, seen: Look, diagnosis: Diagnosis) -> Diagnosis:
+        """Let probes say what they know where there is pressure; without them, go on."""
+        try:
+            found = closely(seen, diagnosis, self._closer)
+        except Exception as e:  # noqa: BLE001 - as a rule's: it must not end what looks
+            self._once(f"no closer look: {type(e).__name__}: {e}".split("\n", 1)[0])
+            return diagnosis
+        self._said = {line for line in self._said if not line.startswith("no closer look")}
+        return found
 
     def _note(self, diagnosis: Diagnosis) -> list[Change]:
         try:
@@ -151,8 +175,10 @@ def _triggers() -> Iterator[list[int]]:
             os.close(fd)
 
 
-def run_agent(every: float = 15.0, database: Path = HISTORY) -> None:
-    """Run until SIGINT or SIGTERM."""
+def run_agent(
+    every: float = 15.0, database: Path = HISTORY, state: Path = STATE, *, closer: bool = True
+) -> None:
+    """Run until SIGINT or SIGTERM. With `closer`, probes look where there is pressure."""
     import signal
 
     stop = threading.Event()
@@ -164,7 +190,12 @@ def run_agent(every: float = 15.0, database: Path = HISTORY) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, told)
-    agent = Agent(every=every, database=database)
+    agent = Agent(
+        every=every,
+        database=database,
+        state=state,
+        closer=None if closer else lambda _, found: list(found),
+    )
     print(f"looking every {every:g} s by {len(RULES)} rules", flush=True)
     try:
         agent.run(stop, reader)

@@ -6,15 +6,18 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from tegu.heal.finding import SEVERITIES, Finding
 from tegu.heal.look import Look, look
 from tegu.heal.rule import Rule
 from tegu.heal.rules import RULES, find_rule
 
-__all__ = ["Diagnosis", "diagnose", "examine", "score"]
+if TYPE_CHECKING:
+    from tegu.heal.closer import LookCloser
+
+__all__ = ["Diagnosis", "closely", "diagnose", "examine", "score"]
 
 _PENALTY = {"critical": 40.0, "warning": 15.0, "notice": 3.0}
 
@@ -67,11 +70,28 @@ def diagnose(
     *,
     stop: threading.Event | None = None,
     say: Callable[[str], None] = lambda _: None,
+    closer: LookCloser | None = None,
 ) -> Diagnosis:
-    """Look for so many seconds and judge by `rules`; raises UsageError for an unknown rule."""
+    """Look for so many seconds and judge by `rules`; raises UsageError for an unknown rule.
+
+    With `closer`, probes look where there is pressure.
+    """
     chosen = [find_rule(name) for name in rules]
     say(f"looking for {seconds:g} s")
-    return examine(look(seconds, stop), chosen, say=say)
+    seen = look(seconds, stop)
+    found = examine(seen, chosen, say=say)
+    if closer is None:
+        return found
+    say("asking probes where there is pressure")
+    return closely(seen, found, closer)
+
+
+def closely(seen: Look, found: Diagnosis, closer: LookCloser) -> Diagnosis:
+    """Return the diagnosis of this look with what probes know where tasks wait a lot."""
+    from tegu.heal.closer import PRESSURES
+
+    findings = _sorted(closer(seen, found.findings))
+    return replace(found, findings=findings, rules=(*found.rules, *PRESSURES))
 
 
 def examine(
@@ -86,13 +106,16 @@ def examine(
             findings += rule.check(seen)
         except Exception as e:  # noqa: BLE001 - one rule's fault must not hide what others see
             failures[rule.name] = f"{type(e).__name__}: {e}".split("\n", 1)[0]
-    findings.sort(key=lambda f: (SEVERITIES.index(f.severity), -f.sure, f.key))
     return Diagnosis(
         platform.node(),
         platform.release(),
         time.time(),
         seen.seconds,
-        tuple(findings),
+        _sorted(findings),
         failures,
         tuple(r.name for r in rules),
     )
+
+
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -f.sure, f.key)))

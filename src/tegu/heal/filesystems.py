@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tegu.heal.mounts import parse_mountinfo
 from tegu.heal.snapshot import text
+from tegu.linux.mountinfo import parse_mountinfo
 
 __all__ = ["DeletedFile", "FileSystem", "busiest_directory", "deleted_files", "file_systems"]
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from tegu.heal.clock import Clock
     from tegu.heal.filesystems import FileSystem
     from tegu.heal.kernel_log import Event
-    from tegu.heal.mounts import Namespace
     from tegu.heal.resolver import Server
     from tegu.heal.units import Unit
     from tegu.linux.conntrack import Flow
+    from tegu.linux.mountinfo import Namespace
     from tegu.linux.sockdiag import TcpSocket
 
 __all__ = ["Look", "look"]
@@ -135,7 +135,7 @@ class Look:
     @cached_property
     def namespaces(self) -> list[Namespace]:
         """The mount namespaces there are; the first is that of process 1."""
-        from tegu.heal.mounts import namespaces
+        from tegu.linux.mountinfo import namespaces
 
         return namespaces(self.proc, sorted(self.after.processes))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Any
 
+from tegu.boot.slots import PLACES
 from tegu.errors import DefinitionError, UnsupportedError
 
 __all__ = ["BootConfig", "load_config"]
@@ -47,7 +48,9 @@ def load_config(root: Path = Path("/")) -> BootConfig:
     except FileNotFoundError:
         raise UnsupportedError(
             f"this machine has no /{CONFIG}",
-            hint="its boot files are not made by tegu",
+            hint="kernels come with its slots: tegu upgrade"
+            if (root / PLACES).exists()
+            else "its boot files are not made by tegu",
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise DefinitionError(f"{path}: {e}") from e

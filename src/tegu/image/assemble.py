@@ -12,6 +12,7 @@ from pathlib import Path
 from tegu.definition import Definition
 from tegu.image.disk import build_disk
 from tegu.image.formats import DISK_FORMATS, write_format
+from tegu.image.immutable import build_immutable, make_slot
 from tegu.image.programs import Tools
 from tegu.image.spec import DiskSpec, tree_files
 from tegu.packages import Lock
@@ -88,7 +89,8 @@ def save_assembled(directory: Path, assembled: Assembled) -> None:
 
 def generated_files(definition: Definition, lock: Lock) -> dict[str, str]:
     """Return files of the tree that follow from the image's layout, by relative path."""
-    if definition.kernel.package is None or not DISK_FORMATS & set(definition.image.formats):
+    booted = DISK_FORMATS | {"slot"}
+    if definition.kernel.package is None or not booted & set(definition.image.formats):
         return {}
     return tree_files(disk_spec(definition, lock))
 
@@ -96,7 +98,9 @@ def generated_files(definition: Definition, lock: Lock) -> dict[str, str]:
 def disk_spec(definition: Definition, lock: Lock) -> DiskSpec:
     """Return the disk that a definition asks for; UUIDs follow from name, version, architecture."""
     system, image = definition.system, definition.image
-    seed = hashlib.sha256(f"{system.name} {system.version} {lock.architecture}".encode())
+    # The next version's slot goes to a disk that this one made: its partitions have the same GUIDs.
+    version = "slots" if image.layout == "immutable" else system.version
+    seed = hashlib.sha256(f"{system.name} {version} {lock.architecture}".encode())
     return DiskSpec(
         name=system.name,
         version=system.version,
@@ -111,6 +115,11 @@ def disk_spec(definition: Definition, lock: Lock) -> DiskSpec:
         initrd=definition.kernel.initrd,
         modules=tuple(definition.kernel.modules),
         title=system.pretty_name,
+        layout=image.layout,
+        secure_boot=None
+        if image.secure_boot_key is None or image.secure_boot_certificate is None
+        else (image.secure_boot_key, image.secure_boot_certificate),
+        slot_size=parse_size(image.slot_size) if image.layout == "immutable" else 0,
     )
 
 
@@ -138,15 +147,24 @@ def assemble(
         files = directory / "files"
         files.mkdir()
         raw: Path | None = None
+        slot: Path | None = None
+        if spec.layout == "immutable":
+            slot = make_slot(
+                root, spec, tools, scratch / "slot", {p.name: p.version for p in lock.system}
+            )
         if any(name in DISK_FORMATS for name in definition.image.formats):
             raw = scratch / "disk.raw"
-            build_disk(root, spec, tools, raw)
+            if slot is not None:
+                build_immutable(root, slot, spec, tools, raw)
+            else:
+                build_disk(root, spec, tools, raw)
         images = []
         for name in definition.image.formats:
             made = write_format(
                 name,
                 root=root,
                 raw=raw,
+                slot=slot,
                 directory=files,
                 spec=spec,
                 tools=tools,

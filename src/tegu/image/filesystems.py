@@ -21,6 +21,7 @@ from tegu.image.sparse import put_into
 from tegu.process import CommandError
 
 __all__ = ["FILE_SYSTEMS", "FileSystem", "Request", "TreeSize", "make_file_system", "measure"]
+__all__ += ["write_erofs"]
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -183,7 +184,11 @@ def _least_ext4(tree: TreeSize) -> int:
     return max(size, tree.inodes * 16384 + 4 * MIB) + _journal(size) * MIB
 
 
-def _make_erofs(request: Request, tools: Tools) -> None:
+def write_erofs(request: Request, tools: Tools) -> Path:
+    """Make an erofs image of `request.root`, a file of its own in the scratch directory.
+
+    Raises BuildError when it is larger than `request.size`.
+    """
     # Not --offset: with it, erofs-utils 1.8 writes the compression settings without it.
     image = request.scratch / "root.erofs"
     # zstd would be a tenth smaller; lz4 is what every kernel with erofs can read, and faster.
@@ -191,11 +196,19 @@ def _make_erofs(request: Request, tools: Tools) -> None:
     argv += [f"-T{request.timestamp}", "--mkfs-time", f"-U{request.uuid}"]
     argv += [f"-L{request.label[:15]}"]
     env = tool_environment(request.timestamp)
-    tools.run([*argv, image, request.root], binds=[request.root, request.scratch], env=env)
+    try:
+        tools.run([*argv, image, request.root], binds=[request.root, request.scratch], env=env)
+    except CommandError as e:
+        text = e.completed.stderr + e.completed.stdout if e.completed is not None else e.message
+        raise _explain("erofs", request, text, e) from e
     size = image.stat().st_size
     if size > request.size:
         raise too_large("erofs", size, request.size)
-    put_into(image, request.disk, request.offset)
+    return image
+
+
+def _make_erofs(request: Request, tools: Tools) -> None:
+    put_into(write_erofs(request, tools), request.disk, request.offset)
 
 
 def _least_erofs(tree: TreeSize) -> int:

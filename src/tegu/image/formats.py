@@ -1,6 +1,7 @@
 """The forms in which a system is handed out, each with a JSON manifest beside it.
 
-Disks (raw, qcow2, vhd, vhd-fixed) are made of one raw image; directory, tar and oci of the tree.
+Disks (raw, qcow2, vhd, vhd-fixed) are made of one raw image; directory, tar and oci of the tree;
+slot is what machines of the immutable layout are upgraded with.
 All but `directory` are the same bytes for the same input. Everything is made under another name and
 renamed when it is whole.
 """
@@ -46,7 +47,7 @@ class ImageManifest:
 
     `sha256` is that of the file. Sparse formats (raw, vhd-fixed) are mostly holes and have
     `content_sha256` in its place (see that function). An oci layout has the digest of its image
-    manifest, a directory has none.
+    manifest, a slot image that of its slot.json, a directory has none.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ImageManifest:
 class _Job:
     root: Path
     raw: Path | None
+    slot: Path | None
     out: Path
     spec: DiskSpec
     tools: Tools
@@ -144,6 +146,14 @@ def _directory(job: _Job) -> None:
     copy_tree(job.root, job.out, timestamp=job.spec.timestamp, tools=job.tools)
 
 
+def _slot(job: _Job) -> None:
+    if job.slot is None:
+        raise BuildError("a slot image is of the immutable layout")
+    job.out.mkdir()
+    for path in sorted(job.slot.iterdir()):
+        copy_sparse(path, job.out / path.name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Format:
     suffix: str
@@ -160,6 +170,7 @@ _FORMATS: Mapping[str, _Format] = {
     "tar": _Format(".tar", _tar),
     "oci": _Format(".oci", _oci),
     "directory": _Format(".tree", _directory),
+    "slot": _Format(".slot", _slot),
 }
 FORMATS = tuple(_FORMATS)
 DISK_FORMATS = frozenset(n for n, f in _FORMATS.items() if f.disk)
@@ -188,6 +199,7 @@ def write_format(
     *,
     root: Path,
     raw: Path | None,
+    slot: Path | None = None,
     directory: Path,
     spec: DiskSpec,
     tools: Tools,
@@ -196,7 +208,8 @@ def write_format(
 ) -> ImageManifest:
     """Write one format and its manifest into `directory`; returns the manifest.
 
-    `raw` is the disk image for the disk formats, `lock` the lock's digest, `packages` their number.
+    `raw` is the disk image for the disk formats, `slot` the slot image of the immutable layout,
+    `lock` the lock's digest, `packages` their number.
     Raises BuildError when it cannot be made or the disk is full, UnsupportedError for a format that
     is not known.
     """
@@ -208,7 +221,7 @@ def write_format(
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=directory))
     try:
         made = scratch / name
-        job = _Job(root, raw, made, spec, tools, lock)
+        job = _Job(root, raw, slot, made, spec, tools, lock)
         kind.make(job)
         manifest = _describe(format_name, kind, job, packages)
         target = directory / name
@@ -234,6 +247,8 @@ def _describe(format_name: str, kind: _Format, job: _Job, packages: int) -> Imag
         if format_name == "oci":
             index = json.loads((made / "index.json").read_bytes())
             sha256 = index["manifests"][0]["digest"].removeprefix("sha256:")
+        elif format_name == "slot":
+            sha256 = file_sha256(made / "slot.json")
     else:
         size = made.stat().st_size
         if kind.sparse:

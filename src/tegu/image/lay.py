@@ -11,6 +11,7 @@ from pathlib import Path
 from tegu.definition import Definition, File, os_release, overlay_entries
 from tegu.errors import BuildError
 from tegu.image.sandbox import Sandbox
+from tegu.image.spec import MOUNT_POINT
 from tegu.image.users import add_users, owner_ids
 from tegu.packages.lock import Lock
 from tegu.packages.sources import resolve
@@ -32,6 +33,9 @@ def lay(box: Sandbox, definition: Definition, lock: Lock, *, generated: Mapping[
         **generated,
     }.items():
         _put(root / path, text)
+    if definition.image.layout == "immutable":
+        # Nothing can be made in a root that is read-only: a place to mount the ESP at.
+        (root / MOUNT_POINT.lstrip("/")).mkdir(exist_ok=True)
     add_users(root, definition)
     for directory in definition.overlay:
         _overlay(root, directory)

@@ -6,9 +6,11 @@ import hmac
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from uuid import UUID
 
 from tegu.boot import Arch, arch_of
+from tegu.boot.slots import PLACES, SLOTS, Places
 from tegu.errors import BuildError, UnsupportedError
 from tegu.image.filesystems import FILE_SYSTEMS
 from tegu.image.partition import MIB
@@ -27,7 +29,9 @@ class DiskSpec:
     in bytes, None for as small as the tree allows; `firmware` any of "uefi" and "bios"; `esp_size`
     in bytes. `seed` (hex) gives every UUID and hash seed, `timestamp` (seconds) every date.
     `cmdline` are words after root=; `modules` must be in the initrd on top of the usual ones.
-    `kernel_version` None means the newest kernel of the tree starts, and all others can be chosen.
+    `layout` is "plain" or "immutable", whose slots have `slot_size` bytes each and
+    are signed by `secure_boot` (private key and certificate, PEM) if there is one. `kernel_version`
+    None means the newest kernel of the tree starts, and all others can be chosen.
     """
 
     name: str
@@ -44,6 +48,9 @@ class DiskSpec:
     modules: tuple[str, ...] = ()
     kernel_version: str | None = None
     title: str = ""
+    layout: str = "plain"
+    slot_size: int = 0
+    secure_boot: tuple[Path, Path] | None = None
 
     def __post_init__(self) -> None:
         if self.filesystem not in FILE_SYSTEMS:
@@ -59,6 +66,10 @@ class DiskSpec:
                 f"legacy BIOS boot on {self.architecture}: its firmware is always UEFI",
                 hint='set image.firmware = ["uefi"]',
             )
+        if self.layout == "immutable" and (
+            self.filesystem != "erofs" or self.firmware != ("uefi",) or self.slot_size < MIB
+        ):
+            raise BuildError("slots are erofs, boot under UEFI only, and have a size")
         for word in self.cmdline:
             if not word or re.search(r"[\s\x00-\x1f\x7f]", word):
                 raise BuildError(f"the kernel command line has the word {word!r}")
@@ -91,13 +102,32 @@ class DiskSpec:
     def esp_partuuid(self) -> UUID:
         return self.uuid("esp partition")
 
+    @property
+    def places(self) -> Places:
+        """The partitions of the immutable layout."""
+        a, b = ((str(self.uuid(f"slot {s} root")), str(self.uuid(f"slot {s} tree"))) for s in SLOTS)
+        return Places(
+            name=self.name,
+            version=self.version,
+            architecture=self.architecture,
+            created=self.timestamp,
+            esp=str(self.esp_partuuid),
+            data=str(self.uuid("var partition")),
+            slots=(a, b),
+        )
+
 
 def kernel_cmdline(spec: DiskSpec) -> str:
     """Return the kernel command line of a disk.
 
     The root is named by its partition's UUID, which kernel and initrd both understand, and is
-    mounted writable at once: a file system with a journal needs no check before that.
+    mounted writable at once: a file system with a journal needs no check before that. In the
+    immutable layout it is the slot that has the root hash, which is added when that is known.
     """
+    if spec.layout == "immutable":
+        # A slot that does not come up must start again, or nobody ever gets back to the other one.
+        again = [] if any(w.startswith("panic=") for w in spec.cmdline) else ["panic=10"]
+        return " ".join([*spec.places.words(), "ro", *again, *spec.cmdline])
     kind = FILE_SYSTEMS[spec.filesystem]
     words = [f"root=PARTUUID={spec.root_partuuid}", f"rootfstype={kind.name}"]
     if kind.flags:
@@ -116,7 +146,8 @@ def fstab(spec: DiskSpec) -> str:
     the initrd saw room behind the root partition. The ESP is mounted only when asked for, so that
     nothing writes to it by accident and boot does not wait for it.
     """
-    options = "noauto,umask=0077,flush,X-mount.mkdir"
+    make = "" if spec.layout == "immutable" else ",X-mount.mkdir"
+    options = f"noauto,umask=0077,flush{make}"
     return (
         "# Made by tegu. The root file system is named on the kernel's command line.\n"
         f"PARTUUID={spec.esp_partuuid} {MOUNT_POINT} vfat {options} 0 0\n"
@@ -126,8 +157,11 @@ def fstab(spec: DiskSpec) -> str:
 def tree_files(spec: DiskSpec) -> dict[str, str]:
     """Return files that the tree must have for this disk, by path relative to its root.
 
-    The last two tell the host half how to make the boot files of the next kernel.
+    The last two tell the host half how to make the boot files of the next kernel. With slots there
+    is one that says where they are: kernels come with them.
     """
+    if spec.layout == "immutable":
+        return {"etc/fstab": fstab(spec), PLACES: spec.places.dump()}
     modules = ", ".join(f'"{m}"' for m in spec.modules)
     firmware = ", ".join(f'"{f}"' for f in spec.firmware)
     boot = (

@@ -10,7 +10,9 @@ say what is out of date.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tegu.lazy import lazily
 
 if TYPE_CHECKING:
     from tegu.kernel.bootfiles import package_version, unpack_kernel
@@ -59,41 +61,35 @@ __all__ = [
     "with_files",
 ]
 
-_HOMES = {
-    "package_version": "tegu.kernel.bootfiles",
-    "unpack_kernel": "tegu.kernel.bootfiles",
-    "commit_builder": "tegu.kernel.commits",
-    "CommitLine": "tegu.kernel.commits",
-    "Built": "tegu.kernel.build",
-    "Findings": "tegu.kernel.missing",
-    "History": "tegu.kernel.history",
-    "Missing": "tegu.kernel.missing",
-    "Recipe": "tegu.kernel.recipe",
-    "Repo": "tegu.kernel.gitrepo",
-    "backport_request": "tegu.kernel.mail",
-    "build_kernel": "tegu.kernel.build",
-    "build_objects": "tegu.kernel.objects",
-    "built_sources": "tegu.kernel.build",
-    "check_config": "tegu.kernel.build",
-    "check_hardening": "tegu.kernel.hardening",
-    "find_missing": "tegu.kernel.missing",
-    "last_built": "tegu.kernel.build",
-    "load_recipe": "tegu.kernel.recipe",
-    "patch_status": "tegu.kernel.status",
-    "pick": "tegu.kernel.picking",
-    "read_accepted": "tegu.kernel.hardening",
-    "read_cves": "tegu.kernel.cves",
-    "rpm_packages": "tegu.kernel.rpms",
-    "source_status": "tegu.kernel.status",
-    "tree_status": "tegu.kernel.status",
-    "with_files": "tegu.kernel.touched",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is heavy when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "package_version": "bootfiles",
+        "unpack_kernel": "bootfiles",
+        "commit_builder": "commits",
+        "CommitLine": "commits",
+        "Built": "build",
+        "Findings": "missing",
+        "History": "history",
+        "Missing": "missing",
+        "Recipe": "recipe",
+        "Repo": "gitrepo",
+        "backport_request": "mail",
+        "build_kernel": "build",
+        "build_objects": "objects",
+        "built_sources": "build",
+        "check_config": "build",
+        "check_hardening": "hardening",
+        "find_missing": "missing",
+        "last_built": "build",
+        "load_recipe": "recipe",
+        "patch_status": "status",
+        "pick": "picking",
+        "read_accepted": "hardening",
+        "read_cves": "cves",
+        "rpm_packages": "rpms",
+        "source_status": "status",
+        "tree_status": "status",
+        "with_files": "touched",
+    },
+)

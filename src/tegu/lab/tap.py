@@ -20,6 +20,8 @@ Expected = Literal["fail", "skip", "unstable"]
 _TEST = re.compile(r"(not ok|ok)\b *(\d*)(?: +- )? *(.*)")
 # A program may have left its line before unfinished.
 _INNER = re.compile(r"[#\s].*?not ok \d+ (?:- )?(.*?)(?: # ?(TODO|SKIP|XFAIL)?.*)?")
+# What shell scripts of the kernel write: `FAIL: NAME` and `TEST: NAME   [FAIL]`.
+_SCRIPT = re.compile(r"#\s*(?:FAIL: (.+?)|TEST: (.+?)\s*\[FAIL\])\s*")
 _PLAN = re.compile(r"1\.\.(\d{1,6})(?: *#.*)?")
 _BAIL = re.compile(r"Bail out!\s*(.*)")
 
@@ -34,9 +36,14 @@ class TapTest:
     output: str
 
     def failed_inner(self) -> list[str]:
-        """Return the tests inside it that failed: its own TAP, in comments or indented."""
-        found = (_INNER.fullmatch(line) for line in self.output.splitlines())
-        return [m[1].strip() for m in found if m and m[2] is None]
+        """Return the tests inside it that failed: its own TAP, or lines of its script."""
+        failed = []
+        for line in self.output.splitlines():
+            if (match := _INNER.fullmatch(line)) and match[2] is None:
+                failed.append(match[1].strip())
+            elif match := _SCRIPT.fullmatch(line):
+                failed.append(match[1] or match[2])
+        return failed
 
 
 @dataclass(frozen=True, slots=True)

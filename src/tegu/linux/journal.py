@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tegu.errors import SettingError
+from tegu.files import write_atomic
 from tegu.linux.settings import PropertyTarget, Target, target_from
 
 __all__ = ["ANY", "RUN", "Entry", "Journal", "Restored"]
@@ -138,7 +139,7 @@ class Journal:
 
         A value that is neither ours nor the former one was changed by someone else: it stays, and
         is reported, unless `force`. May be interrupted and called again. `only`: these targets
-        alone, and the journal stays.
+        alone; the journal keeps the others.
         """
         found = Restored()
         first: dict[Target, Entry] = {}
@@ -151,7 +152,17 @@ class Journal:
                 self._restore(target, entry, ours[target], found, force=force)
         if only is None and not found.failed:
             self.path.unlink(missing_ok=True)
+        elif found.gone:
+            self._forget({t for t in first if _never_back(t)})
         return found
+
+    def _forget(self, targets: set[Target]) -> None:
+        """Drop the lines of `targets`: groups come and go, and the journal must not only grow."""
+        if not targets:
+            return
+        lines = self.path.read_text().split("\n")[:-1]
+        kept = [line for line in lines if target_from(json.loads(line)["target"]) not in targets]
+        write_atomic(self.path, "".join(f"{line}\n" for line in kept), mode=0o600)
 
     def _restore(
         self, target: Target, entry: Entry, ours: set[str], found: Restored, *, force: bool
@@ -160,6 +171,8 @@ class Journal:
             now = target.read()
             if now is None:
                 found.gone.append(str(target))
+                if isinstance(target, PropertyTarget):  # the unit may come back
+                    target.restore_kept(entry.kept)
             elif now not in ours and ANY not in ours and not force:
                 found.conflicts.append(f"{target} is {now or 'unset'}, which tegu did not write")
             else:
@@ -172,3 +185,10 @@ class Journal:
             found.gone.append(str(target))
         except OSError as e:
             found.failed.append(f"{target}: {e.strerror or e}")
+
+
+def _never_back(target: Target) -> bool:
+    """Whether `target` went with its group; a file alone may return, as a scheduler's do."""
+    if isinstance(target, PropertyTarget):
+        return target.read() is None
+    return target.form != "content" and not target.path.parent.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -65,7 +66,16 @@ class Netlink:
                     return
                 yield payload
 
-    def ask_all(self, kind: int, bodies: list[bytes]) -> list[int]:
+    def get(self, kind: int, body: bytes) -> bytes:
+        """Send a request that has one answer; return its body. Raises OSError."""
+        self._send(kind, NLM_F_REQUEST, body)
+        for answer, payload in _messages(self._socket.recv(_RECEIVE)):
+            if answer == _NLMSG_ERROR:
+                _raise(payload)
+            return payload
+        raise OSError(errno.EPROTO, os.strerror(errno.EPROTO), "netlink")
+
+    def ask_all(self, kind: int, bodies: list[bytes], more_flags: int = 0) -> list[int]:
         """Send requests in batches, each to be acknowledged; return an errno (0: done) for each."""
         results: list[int] = []
         for start in range(0, len(bodies), 64):
@@ -73,7 +83,7 @@ class Netlink:
             raw = bytearray()
             for body in batch:
                 self._sequence += 1
-                flags = NLM_F_REQUEST | NLM_F_ACK
+                flags = NLM_F_REQUEST | NLM_F_ACK | more_flags
                 raw += _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body
                 raw += bytes(-len(raw) % 4)
             self._socket.send(raw)

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 
 from tegu.errors import UnsupportedError
 
-__all__ = ["Compare", "Policy", "Rule", "compile_filter", "refusing"]
+__all__ = [
+    "Compare",
+    "Policy",
+    "Rule",
+    "compile_filter",
+    "refusing",
+    "syscall_name",
+    "syscall_number",
+]
 
 # seccomp.h (libseccomp)
 _ALLOW = 0x7FFF0000
@@ -77,6 +85,29 @@ def _library() -> ctypes.CDLL:
         ) from e
     lib.seccomp_init.restype = ctypes.c_void_p
     return lib
+
+
+def syscall_number(name: str) -> int | None:
+    """Return this architecture's number of a system call; None: it has no such call."""
+    number: int = _library().seccomp_syscall_resolve_name(ctypes.c_char_p(name.encode()))
+    # Calls of other architectures have numbers below -1 (seccomp_syscall_resolve_name(3)).
+    return number if number >= 0 else None
+
+
+def syscall_name(number: int) -> str | None:
+    """Return the name of this architecture's system call; None: the library knows none."""
+    lib = _library()
+    lib.seccomp_arch_native.restype = ctypes.c_uint32
+    lib.seccomp_syscall_resolve_num_arch.restype = ctypes.c_void_p
+    found = lib.seccomp_syscall_resolve_num_arch(
+        ctypes.c_uint32(lib.seccomp_arch_native()), ctypes.c_int(number)
+    )
+    if not found:
+        return None
+    try:
+        return ctypes.string_at(found).decode()
+    finally:
+        ctypes.CDLL(None).free(ctypes.c_void_p(found))
 
 
 def compile_filter(policy: Policy) -> bytes:

@@ -26,6 +26,7 @@ ABSENT = "-"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CONTROL = Path("/run/systemd/system.control")
 _IO_LIMITS = ("rbps", "wbps", "riops", "wiops")
+_PROTECTIONS = ("MemoryLow", "MemoryMin")
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ class PropertyTarget:
         if value in ("[not set]", "18446744073709551615"):
             return ""
         if value == "infinity":
-            return "" if self.name != "MemoryLow" else value
-        if self.name == "MemoryLow" and value == "0":
+            return value if self.name in _PROTECTIONS else ""
+        if self.name in _PROTECTIONS and value == "0":
             return ""
         if self.name.startswith("Memory") and value.isdigit():
             return str(int(value) // _PAGE * _PAGE)

@@ -8,8 +8,9 @@ file. Package formats other than deb have their place beside the deb modules.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tegu.lazy import lazily
 from tegu.packages.lock import LOCAL, Lock, LockedPackage, LockedRepository
 
 if TYPE_CHECKING:
@@ -41,27 +42,21 @@ __all__ = [
     "stale",
 ]
 
-_HOMES = {
-    "SourcePackage": "tegu.packages.source_package",
-    "Version": "tegu.packages.versions",
-    "default_lock_path": "tegu.packages.lockfile",
-    "diff": "tegu.packages.compare",
-    "fetch_all": "tegu.packages.fetch",
-    "fetch_source": "tegu.packages.source_package",
-    "fetch_version": "tegu.packages.versions",
-    "find_source": "tegu.packages.source_package",
-    "find_versions": "tegu.packages.versions",
-    "make_lock": "tegu.packages.make",
-    "open_deb": "tegu.packages.deb",
-    "provide_local": "tegu.packages.make",
-    "stale": "tegu.packages.make",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is heavy when it is first used, so that reading a lock stays quick."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "SourcePackage": "source_package",
+        "Version": "versions",
+        "default_lock_path": "lockfile",
+        "diff": "compare",
+        "fetch_all": "fetch",
+        "fetch_source": "source_package",
+        "fetch_version": "versions",
+        "find_source": "source_package",
+        "find_versions": "versions",
+        "make_lock": "make",
+        "open_deb": "deb",
+        "provide_local": "make",
+        "stale": "make",
+    },
+)

@@ -42,6 +42,7 @@ MODULES = (
     "py.typed",
     "cli/__init__.py",
     "cli/agent.py",
+    "cli/autoupgrade.py",
     "cli/doctor.py",
     "cli/fn.py",
     "cli/front.py",
@@ -53,6 +54,7 @@ MODULES = (
     "cli/output.py",
     "cli/probe.py",
     "cli/qos.py",
+    "cli/qos_pods.py",
     "cli/sandbox.py",
     "cli/sandbox_install.py",
     "cli/sandbox_saved.py",
@@ -242,7 +244,7 @@ def _control() -> dict[str, str]:
         "Architecture": "all",
         "Maintainer": _MAINTAINER,
         "Depends": _DEPENDS,
-        "Suggests": "runsc, skopeo",
+        "Suggests": "python3-prometheus-client, runsc, skopeo",
         "Conflicts": "linux-initramfs-tool",
         "Provides": "linux-initramfs-tool",
         "Section": "admin",
@@ -330,6 +332,10 @@ License: Apache-2.0
 
 _OVERRIDES = """# The root file system grows before other units write to it.
 tegu: systemd-service-file-refers-to-unusual-wantedby-target local-fs.target [*tegu-grow.service]
+# It mounts the image's database, and reads nothing in it.
+tegu: uses-dpkg-database-directly [usr/lib/python3/dist-packages/tegu/boot/init.sh]
+# A slot on trial that ends there starts again.
+tegu: systemd-service-file-refers-to-unusual-wantedby-target * [*tegu-upgrade-emergency.service]
 # The first scripts of the initrds, where busybox is /bin/busybox.
 tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/boot/init.sh]
 tegu: unusual-interpreter /bin/busybox [usr/lib/python3/dist-packages/tegu/host/kdump/capture.sh]

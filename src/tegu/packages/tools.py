@@ -43,6 +43,10 @@ def tools_for(definition: Definition) -> tuple[str, ...]:
         *_FILESYSTEM[definition.image.filesystem],
         *(name for firmware in definition.image.firmware for name in _FIRMWARE[firmware]),
     }
+    if definition.image.layout == "immutable":
+        names.add("dmsetup")  # for the initrd
+    if definition.image.secure_boot_key is not None:
+        names |= {"faketime", "sbsigntool"}
     if _CONVERTED & set(definition.image.formats):
         names.add("qemu-utils")
     return tuple(sorted(names))

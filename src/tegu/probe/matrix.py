@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tegu.errors import ProbeError
 
-__all__ = ["Listing", "read_listing", "table"]
+__all__ = ["Listing", "asked_here", "read_listing", "table"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,29 @@ class Listing:
 
     kernel: str
     probes: dict[str, str]
+
+
+def asked_here(say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Load and attach each probe for a moment: what `tegu probe list --json` prints."""
+    from tegu.probe.session import availability
+    from tegu.probe.tools import TOOLS, find_tool
+
+    rows = []
+    for name in TOOLS:
+        tool = find_tool(name)
+        say(f"trying {name}")
+        reason = availability(tool)
+        rows.append(
+            {
+                "name": name,
+                "group": tool.group,
+                "question": tool.question,
+                "facility": tool.facility,
+                "available": not reason,
+                "reason": reason or None,
+            }
+        )
+    return {"kernel": platform.release(), "probes": rows}
 
 
 def read_listing(path: Path) -> Listing:

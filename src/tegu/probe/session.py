@@ -16,6 +16,7 @@ from tegu.linux import libc
 from tegu.linux.libbpf import BpfMap, BpfObject, KernelTypes, RingBuffer
 from tegu.probe.groups import CgroupNames, Selection
 from tegu.probe.objects import object_data
+from tegu.probe.reading import Reading
 from tegu.probe.recording import FORMAT, Record
 from tegu.probe.symbols import Symbols
 from tegu.probe.tool import CONFIG, Names, Settings, Tool
@@ -23,6 +24,7 @@ from tegu.probe.tool import CONFIG, Names, Settings, Tool
 __all__ = ["Session", "availability", "watch"]
 
 _POLL_SECONDS = 0.1
+_TRIM_SECONDS = 5.0
 _MOST_AT_ONCE = 200
 _MOST_PENDING = 20_000
 _NICE = -10
@@ -115,15 +117,17 @@ class Session:
         in_kernel: int = sum(struct.unpack("<Q", v)[0] for v in values)
         return in_kernel + self._dropped + len(self._pending)
 
-    def events(self) -> Iterator[Record]:
+    def events(self, *, last: bool = False) -> Iterator[Record]:
         """Take what is in the ring buffer; it is emptied again before each event is named.
 
         What comes meanwhile waits for the next call: on an overloaded machine this must end too.
+        The `last` time all that there is now is taken, however long that is, and nothing later.
         """
         assert self._ring is not None
         self._ring.consume()
-        for _ in range(min(len(self._pending), _MOST_AT_ONCE)):
-            self._ring.consume()
+        for _ in range(len(self._pending) if last else min(len(self._pending), _MOST_AT_ONCE)):
+            if not last:
+                self._ring.consume()
             yield {
                 "type": "event",
                 "tool": self.tool.name,
@@ -136,26 +140,21 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
 
     It ends after `settings.seconds`, or soon after `stop` is set. Raises UnsupportedError.
     """
+    if isinstance(tool, Reading):
+        yield from _read(tool, settings, stop)
+        return
     with _ahead(), Session(tool, settings) as session:
-        yield {
-            "type": "header",
-            "tegu_probe": FORMAT,
-            "tool": tool.name,
-            "host": platform.node(),
-            "kernel": platform.release(),
-            "started": time.time(),
-            "threshold_ns": session.threshold_ns,
-            "cgroup": settings.cgroup,
-            "pid": settings.pid or None,
-            "seconds": settings.seconds,
-        }
+        yield _header(tool, settings, session.threshold_ns)
         # The kernel's stamps are of CLOCK_MONOTONIC; a reader wants the time of day.
         offset = time.time() - time.monotonic()
         if not tool.instant:
             # Reading the kernel's symbols takes a moment, in which events must not be lost.
-            threading.Thread(target=session.names.symbols.prepare, daemon=True).start()
-        began = time.monotonic()
+            threading.Thread(target=_prepare, args=(session,), daemon=True).start()
+        began = trimmed = time.monotonic()
         while not stop.is_set():
+            if time.monotonic() - trimmed > _TRIM_SECONDS:
+                trimmed = time.monotonic()
+                libc.trim_memory()  # programs' symbols leave as much behind as they take
             left = _POLL_SECONDS
             if tool.instant:
                 left = 0
@@ -169,11 +168,55 @@ def watch(tool: Tool, settings: Settings, stop: threading.Event) -> Iterator[Rec
             stop.wait(min(_POLL_SECONDS, left))
         seconds = time.monotonic() - began
         summary = tool.summarize(session)
-        for event in session.events():
+        for event in session.events(last=True):
             yield _stamped(event, offset)
         lost = session.lost()
         yield {"type": "summary", "tool": tool.name, **summary}
         yield {"type": "end", "seconds": round(seconds, 3), "lost": lost}
+
+
+def _header(tool: Tool, settings: Settings, threshold_ns: int) -> Record:
+    return {
+        "type": "header",
+        "tegu_probe": FORMAT,
+        "tool": tool.name,
+        "host": platform.node(),
+        "kernel": platform.release(),
+        "started": time.time(),
+        "threshold_ns": threshold_ns,
+        "cgroup": settings.cgroup,
+        "pid": settings.pid or None,
+        "seconds": settings.seconds,
+    }
+
+
+def _read(tool: Reading, settings: Settings, stop: threading.Event) -> Iterator[Record]:
+    """Look, wait, look again; there is nothing that could be lost."""
+    reason = tool.unavailable()
+    if reason:
+        raise UnsupportedError(reason)
+    began = time.monotonic()
+    first = last = tool.look(settings)
+    yield _header(tool, settings, settings.threshold_ns or tool.threshold_ns or 0)
+    while not (tool.instant or stop.is_set()):
+        left = _POLL_SECONDS
+        if settings.seconds is not None:
+            left = began + settings.seconds - time.monotonic()
+        for event in tool.between():
+            yield {"type": "event", "tool": tool.name, "time": round(time.time(), 6), **event}
+        if left <= 0:
+            break
+        stop.wait(min(_POLL_SECONDS, left))
+    seconds = time.monotonic() - began
+    if not tool.instant:
+        last = tool.look(settings)
+    yield {"type": "summary", "tool": tool.name, **tool.compare(first, last, seconds)}
+    yield {"type": "end", "seconds": round(seconds, 3), "lost": 0}
+
+
+def _prepare(session: Session) -> None:
+    session.names.symbols.prepare()
+    libc.trim_memory()
 
 
 @contextmanager
@@ -197,6 +240,8 @@ def _stamped(event: Record, offset: float) -> Record:
 
 def availability(tool: Tool) -> str:
     """Say why the tool does not work here; nothing when it was loaded and attached."""
+    if isinstance(tool, Reading):
+        return tool.unavailable()
     try:
         Session(tool, Settings()).close()
     except UnsupportedError as e:

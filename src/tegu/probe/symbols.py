@@ -26,7 +26,7 @@ class KernelSymbols:
         self._lock = threading.Lock()
         self._addresses = array("Q")
         self._places = array("I")
-        self._names = b""
+        self._names = bytearray()
 
     def name(self, address: int) -> str:
         """Return `function` or `function [module]`."""
@@ -69,7 +69,7 @@ class KernelSymbols:
         order = sorted(tail, key=addresses.__getitem__)
         self._addresses = addresses[:ordered] + array("Q", (addresses[i] for i in order))
         self._places = places[:ordered] + array("I", (places[i] for i in order))
-        self._names = bytes(names)
+        self._names = names
 
 
 class _Mapping(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,21 @@ class Place:
         self.hierarchy.require("cpu")
         found = members(policy, self.hierarchy)
         owner = Owner(self.hierarchy, self.root)
-        return found, make_plan(policy, found, self.hierarchy, owner, sys_block=self.sys_block)
+        return found, make_plan(
+            policy,
+            found,
+            self.hierarchy,
+            owner,
+            sys_block=self.sys_block,
+            generations=self.generations(),
+        )
+
+    def generations(self) -> bool:
+        """Whether this kernel reclaims by generations (admin-guide/mm/multigen_lru.rst)."""
+        with suppress(OSError, ValueError):
+            text = (self.root / "sys/kernel/mm/lru_gen/enabled").read_text()
+            return bool(int(text, 16) & 1)
+        return False
 
 
 @dataclass

@@ -21,6 +21,7 @@ _UNIT = (".service", ".scope", ".slice", ".socket", ".mount", ".swap")
 _PROPERTIES = {
     "cpu.weight": "CPUWeight",
     "memory.low": "MemoryLow",
+    "memory.min": "MemoryMin",
     "memory.high": "MemoryHigh",
     "io.weight": "IOWeight",
 }

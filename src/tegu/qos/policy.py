@@ -15,6 +15,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tegu.errors import DefinitionError
+from tegu.qos.keys import (
+    CEILING,
+    CLASS,
+    DEVICES,
+    FEEDS,
+    LOOP,
+    MATCHES,
+    POLICY,
+    SIZE,
+    SLO,
+    TIME,
+    Key,
+    Table,
+)
 
 __all__ = [
     "CLASSES",
@@ -32,6 +46,7 @@ __all__ = [
     "parse_policy",
     "parse_size",
     "parse_time",
+    "policy_from",
 ]
 
 ClassName = Literal["latency", "normal", "batch"]
@@ -39,8 +54,6 @@ CLASSES: tuple[ClassName, ...] = get_args(ClassName)
 Knob = Literal["cpu", "io", "memory"]
 KNOBS: tuple[Knob, ...] = get_args(Knob)
 IoChoice = Literal["auto", "bfq", "iocost", "none"]
-_KINDS = ("cgroup", "unit", "slice", "container", "pod")
-_FEEDS = ("file", "unix", "prometheus", "runq")
 _TIME = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 _SIZE = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -126,28 +139,36 @@ _DEFAULTS: dict[ClassName, dict[str, Any]] = {
 }
 
 
-def load_policy(path: Path) -> Policy:
-    """Read a policy; raises DefinitionError with the file and the key."""
+def load_policy(path: Path, *, match: bool = True) -> Policy:
+    """Read a policy; raises DefinitionError with the file and the key.
+
+    Without `match` it need not match anything: it says what classes get, not who is in them.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not text"
         raise DefinitionError(f"cannot read {path}: {reason}") from e
-    return parse_policy(text, str(path))
+    return parse_policy(text, str(path), match=match)
 
 
-def parse_policy(text: str, source: str) -> Policy:
-    """Return the policy in `text`."""
+def parse_policy(text: str, source: str, *, match: bool = True) -> Policy:
+    """Return the policy in `text`, which is TOML; see `load_policy`."""
     try:
         raw = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise DefinitionError(f"{source}: {e}") from e
-    return _Reader(source).policy(raw)
+    return policy_from(raw, source, match=match)
+
+
+def policy_from(raw: Mapping[str, Any], source: str, *, match: bool = True) -> Policy:
+    """Return the policy of a document that has been read already; see `load_policy`."""
+    return _Reader(source).policy(raw, match=match)
 
 
 def parse_time(text: object) -> float:
     """Return seconds of "500us", "2ms", "30s", "1m"; raises ValueError."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(us|ms|s|m)", str(text))
+    match = re.fullmatch(TIME, str(text), re.ASCII)
     if match is None or not isinstance(text, str):
         raise ValueError("write a time as 500us, 2ms, 30s or 1m")
     return float(match[1]) * _TIME[match[2]]
@@ -157,7 +178,7 @@ def parse_size(text: object) -> int:
     """Return bytes of 4096, "512M", "1.5G"; raises ValueError."""
     if isinstance(text, int) and not isinstance(text, bool) and 0 <= text < 1 << 62:
         return text
-    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([KMGT]?)", str(text))
+    match = re.fullmatch(SIZE, str(text), re.ASCII)
     if match is None or not isinstance(text, str):
         raise ValueError("write a size as 4096, 512M or 1.5G")
     return int(float(match[1]) * _SIZE[match[2]])
@@ -178,21 +199,21 @@ class _Reader:
             raise self.fail(f"{within}{key}", "must be a table")
         return value
 
-    def known(self, raw: Mapping[str, Any], allowed: tuple[str, ...], within: str) -> None:
+    def known(self, raw: Mapping[str, Any], table: Table, within: str) -> None:
         for key in raw:
-            if key not in allowed:
+            if key not in table.keys:
                 raise self.fail(
-                    f"{within}{key}", f"there is no such key; known: {', '.join(allowed)}"
+                    f"{within}{key}", f"there is no such key; known: {', '.join(table.keys)}"
                 )
 
-    def number(
-        self, raw: Mapping[str, Any], key: str, within: str, low: float, high: float, default: float
-    ) -> float:
-        value = raw.get(key, default)
+    def number(self, raw: Mapping[str, Any], table: Table, key: str, within: str) -> float:
+        known = table.keys[key]
+        assert isinstance(known, Key)
+        value = raw.get(key, known.default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(f"{within}{key}", "must be a number")
-        if not math.isfinite(value) or not low <= value <= high:
-            raise self.fail(f"{within}{key}", f"must be from {low:g} to {high:g}")
+        if not math.isfinite(value) or not known.low <= value <= known.high:
+            raise self.fail(f"{within}{key}", f"must be from {known.low:g} to {known.high:g}")
         return float(value)
 
     def parsed(self, key: str, convert: Callable[[object], Any], value: object) -> Any:
@@ -201,17 +222,17 @@ class _Reader:
         except ValueError as e:
             raise self.fail(key, str(e)) from e
 
-    def policy(self, raw: Mapping[str, Any]) -> Policy:
-        self.known(raw, (*CLASSES, "slo", "devices", "loop"), "")
+    def policy(self, raw: Mapping[str, Any], *, match: bool) -> Policy:
+        self.known(raw, POLICY, "")
         classes = {n: self.one_class(n, self.table(raw, n)) for n in CLASSES}
-        if not any(c.match for c in classes.values()):
+        if match and not any(c.match for c in classes.values()):
             raise self.fail("match", "no class matches anything")
         objective = self.objective(self.table(raw, "slo")) if "slo" in raw else None
         devices: dict[str, IoChoice] = {}
         for name, choice in self.table(raw, "devices").items():
             if choice not in get_args(IoChoice):
                 raise self.fail(f"devices.{name}", "must be auto, bfq, iocost or none")
-            if not re.fullmatch(r"[A-Za-z0-9_!.-]{1,64}", name):
+            if not re.fullmatch(DEVICES.named, name):
                 raise self.fail(f"devices.{name}", "is no name of a block device")
             devices[name] = choice
         loop = self.loop(self.table(raw, "loop"))
@@ -221,7 +242,7 @@ class _Reader:
 
     def one_class(self, name: ClassName, raw: Mapping[str, Any]) -> ClassPolicy:
         within = f"{name}."
-        self.known(raw, ("match", "weight", "idle", "io_weight", "memory_low"), within)
+        self.known(raw, CLASS, within)
         values: dict[str, Any] = {**_DEFAULTS[name], **raw}
         if "weight" in raw and "idle" not in raw:
             values["idle"] = False
@@ -244,17 +265,24 @@ class _Reader:
         )
 
     def weight(self, raw: Mapping[str, Any], key: str, within: str) -> int | None:
-        value = raw.get(key)
+        value, known = raw.get(key), CLASS.keys[key]
+        assert isinstance(known, Key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10000:
-            raise self.fail(f"{within}{key}", "must be a whole number from 1 to 10000")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not known.low <= value <= known.high
+        ):
+            raise self.fail(
+                f"{within}{key}", f"must be a whole number from {known.low:g} to {known.high:g}"
+            )
         return value
 
     def match(self, key: str, value: object) -> Match:
         kind, colon, pattern = value.partition(":") if isinstance(value, str) else ("", "", "")
-        if not colon or kind not in _KINDS or not pattern:
-            raise self.fail(key, f"{value!r} must be KIND:NAME with KIND of {', '.join(_KINDS)}")
+        if not colon or kind not in MATCHES or not pattern:
+            raise self.fail(key, f"{value!r} must be KIND:NAME with KIND of {', '.join(MATCHES)}")
         if kind == "cgroup" and (not pattern.startswith("/") or ".." in pattern.split("/")):
             raise self.fail(key, f"{value!r}: a group's path begins with / and has no ..")
         if pattern == "/":
@@ -262,15 +290,15 @@ class _Reader:
         return Match(kind, pattern)
 
     def objective(self, raw: Mapping[str, Any]) -> Objective:
-        self.known(raw, ("p99", "feed", "query", "stale"), "slo.")
+        self.known(raw, SLO, "slo.")
         if "p99" not in raw:
             raise self.fail("slo.p99", "is missing")
         p99 = self.parsed("slo.p99", parse_time, raw["p99"])
         if p99 <= 0:
             raise self.fail("slo.p99", "must be more than nothing")
         kind, _, where = str(raw.get("feed", "runq")).partition(":")
-        if kind not in _FEEDS:
-            raise self.fail("slo.feed", f"must begin with one of {', '.join(_FEEDS)}")
+        if kind not in FEEDS:
+            raise self.fail("slo.feed", f"must begin with one of {', '.join(FEEDS)}")
         if kind in ("file", "unix") and not where.startswith("/"):
             raise self.fail("slo.feed", f"{kind}: needs an absolute path after it")
         if kind == "prometheus" and not re.match(r"https?://", where):
@@ -283,14 +311,12 @@ class _Reader:
 
     def loop(self, raw: Mapping[str, Any]) -> Loop:
         within = "loop."
-        self.known(
-            raw, ("window", "samples", "cooldown", "knobs", "ceiling", "floor", "safe"), within
-        )
+        self.known(raw, LOOP, within)
         knobs = raw.get("knobs", [])
         if not isinstance(knobs, list) or any(k not in KNOBS for k in knobs):
             raise self.fail("loop.knobs", f"must be a list of {', '.join(KNOBS)}")
         table = self.table(raw, "ceiling", within)
-        self.known(table, KNOBS, "loop.ceiling.")
+        self.known(table, CEILING, "loop.ceiling.")
         ceilings: dict[Knob, float] = {}
         for knob in KNOBS:
             if knob not in table:
@@ -298,7 +324,7 @@ class _Reader:
             if knob == "memory":
                 ceilings[knob] = float(self.parsed("loop.ceiling.memory", parse_size, table[knob]))
             else:
-                ceilings[knob] = self.number(table, knob, "loop.ceiling.", 0.01, 1e9, 1)
+                ceilings[knob] = self.number(table, CEILING, knob, "loop.ceiling.")
             if not ceilings[knob]:
                 raise self.fail(f"loop.ceiling.{knob}", "must be more than nothing")
         for knob in knobs:
@@ -309,10 +335,10 @@ class _Reader:
             raise self.fail("loop.window", "must be from 100ms to 60m")
         return Loop(
             window,
-            int(self.number(raw, "samples", within, 1, 1e9, 500)),
+            int(self.number(raw, LOOP, "samples", within)),
             self.parsed("loop.cooldown", parse_time, raw.get("cooldown", "30s")),
             tuple(dict.fromkeys(knobs)),
             ceilings,
-            self.number(raw, "floor", within, 0.001, 1, 0.05),
-            self.number(raw, "safe", within, 0.001, 1, 0.1),
+            self.number(raw, LOOP, "floor", within),
+            self.number(raw, LOOP, "safe", within),
         )

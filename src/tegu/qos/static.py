@@ -52,8 +52,12 @@ def make_plan(
     owner: Owner,
     *,
     sys_block: Path = Path("/sys/block"),
+    generations: bool = False,
 ) -> Plan:
-    """Return what the static layer of `policy` is for these groups."""
+    """Return what the static layer of `policy` is for these groups.
+
+    `generations`: the kernel reclaims by generations (MGLRU), and so below memory.low.
+    """
     plan = Plan()
     sharing: set[IoChoice] = set()
     weighs = [n for n, groups in classes.items() if groups and policy.classes[n].io_weight]
@@ -67,7 +71,7 @@ def make_plan(
         for group in groups:
             _processor(policy.classes[name], group, owner, plan)
             _disks(policy.classes[name], group, owner, sharing, plan)
-    _memory(policy, classes, hierarchy, owner, plan)
+    _memory(policy, classes, hierarchy, owner, plan, generations)
     return plan
 
 
@@ -160,8 +164,13 @@ def _memory(
     hierarchy: Hierarchy,
     owner: Owner,
     plan: Plan,
+    generations: bool,
 ) -> None:
-    """Protect memory, in the groups above as well: a protection counts only as far as theirs."""
+    """Protect memory, in the groups above as well: a protection counts only as far as theirs.
+
+    By generations the kernel passes over a group below its memory.low once, and reclaims it the
+    next time (mm/vmscan.c, shrink_one()), however much others have; memory.min holds.
+    """
     wanted: dict[str, int] = {}
     for name, groups in classes.items():
         low = policy.classes[name].memory_low
@@ -174,13 +183,16 @@ def _memory(
     if wanted and "memory" not in hierarchy.controllers():
         plan.refuse("memory protection", "the hierarchy has no memory controller")
         return
+    files = {"memory.low": "class latency, here or below"}
+    if generations:
+        files["memory.min"] = "memory.low does not hold where the kernel reclaims by generations"
     for group in sorted(wanted):
-        target = owner.target(group, "memory.low")
-        now = target.read() or "0"
-        # What someone protected before is kept; max protects all.
-        kept = now in ("max", "infinity") or int(now) >= wanted[group]
-        value = now if kept else str(wanted[group])
-        plan.steps.append(Step(target, value, "class latency, here or below"))
+        for file, why in files.items():
+            target = owner.target(group, file)
+            now = target.read() or "0"
+            # What someone protected before is kept; max protects all.
+            kept = now in ("max", "infinity") or int(now) >= wanted[group]
+            plan.steps.append(Step(target, now if kept else str(wanted[group]), why))
 
 
 def _devices(

@@ -9,7 +9,9 @@ vulnerabilities a lock, an image or a machine has.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tegu.lazy import lazily
 
 if TYPE_CHECKING:
     from tegu.release.gate import judge
@@ -20,19 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Manifest", "Number", "Workshop", "judge", "prepare", "support_of"]
 
-_HOMES = {
-    "Manifest": "manifest",
-    "Number": "numbers",
-    "Workshop": "workshop",
-    "judge": "gate",
-    "prepare": "prepare",
-    "support_of": "numbers",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"tegu.release.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "Manifest": "manifest",
+        "Number": "numbers",
+        "Workshop": "workshop",
+        "judge": "gate",
+        "prepare": "prepare",
+        "support_of": "numbers",
+    },
+)

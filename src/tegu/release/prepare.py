@@ -165,6 +165,10 @@ class _Making:
         place = self.work / "files" / "images" / shown
         place.mkdir(parents=True)
         for path in export(built.images, self.store, place):
+            if path.is_dir():  # a slot, an OCI layout: all that is in it
+                for inner in sorted(p for p in path.rglob("*") if p.is_file()):
+                    self._note(inner, "image", profile)
+                continue
             kind = "image-manifest" if path.suffix == ".json" else "image"
             self._note(path, kind, profile)
             if kind == "image":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +29,7 @@ from tegu.sandbox.exchange import MAX_OUTPUT, Exchange, Output
 from tegu.sandbox.launch import connect
 from tegu.sandbox.spec import BoxSpec
 
-__all__ = ["AsyncFiles", "AsyncSandbox", "run"]
+__all__ = ["AsyncFiles", "AsyncPorts", "AsyncSandbox", "run"]
 
 
 async def _drive(exchange: Exchange) -> dict[str, Any]:
@@ -216,6 +216,29 @@ class AsyncFiles:
         await self._talk.ask("remove", box=self._name, path=path)
 
 
+class AsyncPorts:
+    """Ports of a box (`Ports`)."""
+
+    def __init__(self, talk: _Talk, name: str) -> None:
+        self._talk = talk
+        self._name = name
+
+    async def open(self, port: int, *, host_port: int = 0, address: str = "127.0.0.1") -> int:
+        """Let a port of this host (0: any that is free) lead to one of the box; returns it."""
+        fields = {"port": port, "host_port": host_port, "address": address}
+        return int((await self._talk.ask("publish", box=self._name, **fields))["host_port"])
+
+    async def close(self, port: int) -> None:
+        """Let nothing lead to a port of the box any more."""
+        await self._talk.ask("withdraw", box=self._name, port=port)
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Return what is open, each with `address`, `host_port` and `port`."""
+        about = await self._talk.ask("attach", box=self._name)
+        found: list[dict[str, Any]] = about.get("ports", [])
+        return found
+
+
 class AsyncSandbox:
     """A box (`Sandbox`).
 
@@ -226,6 +249,7 @@ class AsyncSandbox:
     def __init__(self, talk: _Talk, name: str, path: Path | None, env: Mapping[str, str]) -> None:
         self.name = name
         self.files = AsyncFiles(talk, name)
+        self.ports = AsyncPorts(talk, name)
         self._talk = talk
         self._path = path
         self._env = dict(env)
@@ -246,6 +270,8 @@ class AsyncSandbox:
         read_only: bool = False,
         hostname: str = "box",
         keep: bool = False,
+        network: str | Sequence[str] = "none",
+        publish: Sequence[str] = (),
         path: Path | None = None,
     ) -> AsyncSandbox:
         """Start a box; the arguments are those of `Sandbox.create`."""
@@ -260,6 +286,8 @@ class AsyncSandbox:
             timeout=timeout,
             read_only=read_only,
             hostname=hostname,
+            network=network,
+            publish=publish,
         )
         (await asyncio.to_thread(connect, path)).close()  # starts a supervisor if there is none
         talk = _Talk(path, start=False)

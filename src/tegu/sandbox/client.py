@@ -23,6 +23,7 @@ __all__ = [
     "Command",
     "Entry",
     "Files",
+    "Ports",
     "Process",
     "Result",
     "Sandbox",
@@ -97,6 +98,8 @@ def box_spec(
     hostname: str = "box",
     init: bool = True,
     snapshot: str = "",
+    network: str | Sequence[str] = "none",
+    publish: Sequence[str] = (),
 ) -> BoxSpec:
     """Return a checked description of a box; raises UsageError that names the field.
 
@@ -114,16 +117,8 @@ def box_spec(
         files=files,
         disk=parse_size(disk, "disk"),
     )
-    spec = BoxSpec(
-        str(image.root) if image else template,
-        kind,
-        limits,
-        timeout,
-        read_only,
-        hostname,
-        init,
-        snapshot,
-    )
+    rest = (timeout, read_only, hostname, init, snapshot, network, publish)
+    spec = BoxSpec(str(image.root) if image else template, kind, limits, *rest)
     if image is None:
         return spec
     user = "" if kind == "process" else image.user
@@ -331,6 +326,31 @@ class Files:
         self._talk.ask("remove", box=self._name, path=path)
 
 
+class Ports:
+    """Ports of a box that ports of this host lead to, for as long as the box lives."""
+
+    def __init__(self, talk: _Talk, name: str) -> None:
+        self._talk = talk
+        self._name = name
+
+    def open(self, port: int, *, host_port: int = 0, address: str = "127.0.0.1") -> int:
+        """Let a port of this host (0: any that is free) lead to one of the box; returns it.
+
+        What listens in the box does so at 127.0.0.1 or 0.0.0.0. Raises SandboxError.
+        """
+        fields = {"port": port, "host_port": host_port, "address": address}
+        return int(self._talk.ask("publish", box=self._name, **fields)["host_port"])
+
+    def close(self, port: int) -> None:
+        """Let nothing lead to a port of the box any more."""
+        self._talk.ask("withdraw", box=self._name, port=port)
+
+    def list(self) -> list[dict[str, Any]]:
+        """Return what is open, each with `address`, `host_port` and `port`."""
+        found: list[dict[str, Any]] = self._talk.ask("attach", box=self._name).get("ports", [])
+        return found
+
+
 def checked_file(fd: int, path: str, *, directory: bool) -> int:
     """Return what a box opened, if it is a directory or a regular file as wanted.
 
@@ -475,6 +495,7 @@ class Sandbox:
     def __init__(self, talk: _Talk, name: str, path: Path | None, env: Mapping[str, str]) -> None:
         self.name = name
         self.files = Files(talk, name)
+        self.ports = Ports(talk, name)
         self._talk = talk
         self._path = path
         self._env = dict(env)
@@ -496,9 +517,14 @@ class Sandbox:
         hostname: str = "box",
         keep: bool = False,
         snapshot: str = "",
+        network: str | Sequence[str] = "none",
+        publish: Sequence[str] = (),
         path: Path | None = None,
     ) -> Sandbox:
-        """Start a box. It has no network but loopback.
+        """Start a box. It has no network but loopback, unless `network` says what it may reach:
+        "full", or a list of names, addresses and ports: ["deb.example.org", "10.0.0.0/8:443"].
+
+        `publish` lets ports of this host lead to ports of the box ("8080:8000"); see `ports`.
 
         With the name of a `snapshot` it goes on where that was made, with its class, limits and
         template; `timeout` and `hostname` are its own, and so are random state, ids and clock.
@@ -521,6 +547,8 @@ class Sandbox:
             read_only=read_only,
             hostname=hostname,
             snapshot=snapshot,
+            network=network,
+            publish=publish,
         )
         talk = _Talk(path, start=True)
         try:

@@ -24,7 +24,7 @@ class Finding:
     """One line of the report: `reason` says why it is not `available`, `detail` how it is."""
 
     name: str
-    kind: Literal["class", "limit", "hardening", "speed"]
+    kind: Literal["class", "limit", "hardening", "speed", "network"]
     available: bool
     reason: str = ""
     detail: str = ""
@@ -120,6 +120,12 @@ def launcher(*, there: bool) -> Finding:
     """Return whether boxes are started by the compiled launcher."""
     why = "not built, or not wanted: boxes start by Python, some milliseconds later"
     return Finding("launcher", "speed", there, "" if there else why, "compiled" if there else "")
+
+
+def network(why: str) -> Finding:
+    """Return whether boxes can have networks; `why` they cannot."""
+    how = "by names, addresses and ports; steered by BPF, carried by a relay without rights"
+    return Finding("network", "network", not why, why, "" if why else how)
 
 
 def examine(

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from tegu.errors import SandboxError, TeguError, UnsupportedError, UsageError
 from tegu.sandbox import doctor, wire
 from tegu.sandbox.box import Box, Outcome, Pending, RefusedError
+from tegu.sandbox.net.names import asks_written_names, point_at_resolver
+from tegu.sandbox.net.ports import Published, parse_port
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.supervisor import Supervisor
 from tegu.sandbox.vm.snapshots import check_name
@@ -226,7 +228,7 @@ class _Connection:
         _want_descriptors(fds)
         self._supervisor.check(spec)
         spec = self._supervisor.placed(spec)
-        if not self._supervisor.prepared(spec):
+        if not self._supervisor.prepared(spec) or spec.network != "none" or spec.publish:
             return self._once_later(n, spec, run, fds)
         box = self._supervisor.take(spec)
         box.owner = self
@@ -250,6 +252,9 @@ class _Connection:
     async def _once_later(self, n: int, spec: BoxSpec, run: RunSpec, fds: list[int]) -> None:
         box = await self._new(spec)
         box.spec = spec
+        if asks_written_names(spec):
+            await self._settle(box)
+            await point_at_resolver(box)
         self._become(n, box, run, fds)
 
     async def _once_born(
@@ -266,9 +271,26 @@ class _Connection:
         box.owner = self
         if self._unborn(box, spec):
             await self._born(box, spec)
+        if spec.network != "none" or spec.publish:
+            await self._connect(box, spec)
         if not self._open:
             box.kill()
         return box
+
+    async def _connect(self, box: Box, spec: BoxSpec) -> None:
+        """Give a new box its network and its ports, or end it."""
+        born = asyncio.Event()
+        box.when_born(born.set)
+        await born.wait()
+        networks = self._supervisor.networks()
+        try:
+            if spec.network != "none":
+                await networks.attach(box, spec.network)
+            for word in spec.publish:
+                await networks.publish(box, parse_port(word))
+        except BaseException:
+            box.kill()
+            raise
 
     def _unborn(self, box: Box, spec: BoxSpec) -> bool:
         """Put a box under its limits; true when it has no process yet that could be."""
@@ -310,14 +332,19 @@ class _Connection:
     async def _create(self, n: int, spec: BoxSpec, *, keep: bool) -> None:
         box = await self._new(spec)
         box.spec = spec
+        await self._settle(box)
+        if asks_written_names(spec):
+            await point_at_resolver(box)
+        if keep:
+            box.owner = None
+        self._reply(n, {"box": box.name, "pid": box.pid})
+
+    async def _settle(self, box: Box) -> None:
         settled: asyncio.Future[Answer] = self._loop.create_future()
         box.settle(Pending(settled.set_result))
         answer = await settled
         if isinstance(answer, SandboxError):
             raise answer
-        if keep:
-            box.owner = None
-        self._reply(n, {"box": box.name, "pid": box.pid})
 
     def _box(self, message: dict[str, Any]) -> Box:
         name = message.get("box")
@@ -394,6 +421,26 @@ class _Connection:
 
         self._box(message).socket(Pending(done))
 
+    def publish(self, n: int, message: dict[str, Any], _: list[int]) -> Awaitable[None]:
+        """Let a port of the host lead to one of a box."""
+        box = self._box(message)
+        self._supervisor.check_ports(box.spec)
+        port, host, address = (message.get(k) for k in ("port", "host_port", "address"))
+        wanted = Published(port, host or 0, address or "127.0.0.1")  # type: ignore[arg-type]
+
+        async def publish() -> None:
+            opened = await self._supervisor.networks().publish(box, wanted)
+            self._reply(n, opened.to_json())
+
+        return publish()
+
+    def withdraw(self, n: int, message: dict[str, Any], _: list[int]) -> None:
+        """Let nothing lead to a port of a box any more."""
+        box, port = self._box(message), message.get("port")
+        if not isinstance(port, int):
+            raise UsageError(f"port: {port!r} is no port")
+        self._reply(n, self._supervisor.networks().withdraw(box, port))
+
     def change(self, n: int, message: dict[str, Any], _: list[int]) -> None:
         """mkdir, remove, rename, commit (what was written to a copy), pause, resume."""
         op = str(message.get("op"))
@@ -464,6 +511,7 @@ class _Connection:
             "seconds": round(time.time() - box.created, 3),
             "spec": {k: v for k, v in box.spec.to_json().items() if k != "env"},
             "usage": usage,
+            **self._supervisor.reachable(box),
         }
 
     def list(self, n: int, *_: object) -> None:
@@ -485,6 +533,7 @@ class _Connection:
         """Say what limits rest on here."""
         found = doctor.limits(self._supervisor.groups)
         found.append(doctor.launcher(there=self._supervisor.launcher is not None))
+        found.append(doctor.network(self._supervisor.networks().why_not()))
         self._reply(n, [f.to_json() for f in found])
 
     def function(self, n: int, message: dict[str, Any], fds: _Fds) -> Awaitable[None] | None:
@@ -506,6 +555,8 @@ _OPS: dict[str, Callable[[_Connection, int, dict[str, Any], list[int]], Awaitabl
     "signal": _Connection.signal,
     "open": _Connection.open,
     "socket": _Connection.socket,
+    "publish": _Connection.publish,
+    "withdraw": _Connection.withdraw,
     "mkdir": _Connection.change,
     "remove": _Connection.change,
     "rename": _Connection.change,

@@ -84,6 +84,11 @@ class BoxSpec:
     handle do not reach it (pid_namespaces(7)), and its end is only told when all is gone."""
     snapshot: str = ""
     """The name of a snapshot that the box continues (classes microvm and microvm-tcg)."""
+    network: str | Sequence[str] = "none"
+    """What it may reach: "none", "full", or names, addresses and ports (tegu.sandbox.net.policy);
+    "allow:NAME,ADDRESS" is the same as a list of them."""
+    publish: Sequence[str] = ()
+    """Ports of the host that lead to ports of the box, as in "8080:8000"."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables, the working directory and the user of programs that do not say their own: what
     the configuration of an image names. A user is "UID:GID[,GID...]", or "" for root."""
@@ -105,6 +110,7 @@ class BoxSpec:
                 "`tegu sandbox template list` shows",
             )
         _range("timeout", self.timeout, 0.001, 2**31)
+        self._check_network()
         _variables(self.env)
         if sum(len(k) + 4 * len(v) + 8 for k, v in self.env.items()) > _MAX_DEFAULTS:
             raise UsageError(f"env: more than {_MAX_DEFAULTS} bytes of variables for every program")
@@ -113,6 +119,22 @@ class BoxSpec:
         _user(self.user)
         if _HOSTNAME.fullmatch(self.hostname) is None:
             raise UsageError(f"hostname: {self.hostname!r} is not a host name")
+
+    def _check_network(self) -> None:
+        """Bring `network` and `publish` into their one form; loads what that takes only then."""
+        if self.network != "none":
+            from tegu.sandbox.net.policy import canonical
+
+            object.__setattr__(self, "network", canonical(self.network))
+        if self.publish != ():
+            from tegu.sandbox.net.ports import check_ports
+
+            object.__setattr__(self, "publish", check_ports(self.publish))
+        if not self.init and (self.network != "none" or self.publish):
+            raise UsageError(
+                "network: a box without a first process of its own has none",
+                hint="leave --no-init out",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` reads."""

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tegu.errors import SandboxError, TeguError, UnsupportedError
 from tegu.linux.cgroups import Group, Groups
@@ -35,6 +35,9 @@ from tegu.sandbox.users import Users
 from tegu.sandbox.vm.spawn import KINDS, Machines, reap_orphans
 from tegu.sandbox.vm.spawn import OVERHEAD as MACHINE_OVERHEAD
 
+if TYPE_CHECKING:
+    from tegu.sandbox.net.networks import Networks
+
 __all__ = ["Supervisor", "main"]
 
 _TEND_EVERY = 5.0
@@ -42,6 +45,13 @@ _FILL_AFTER = 0.006
 _ZYGOTE_IDLE = 60.0
 """Seconds after which the zygote of a directory is let go unless it is used."""
 _INODES_PER_BYTE = 1 / 4096
+_NO_NETWORK = {
+    "process": "it shares this machine's network, and so may make no sockets at all",
+    "microvm": "its machine has no network device",
+    "microvm-tcg": "its machine has no network device",
+    "gvisor": "its kernel has a network stack of its own, without a device",
+}
+"""Classes without networks, and why."""
 _OVERHEAD = {**dict.fromkeys(KINDS, MACHINE_OVERHEAD), "gvisor": GVISOR_OVERHEAD}
 """Bytes that what holds a box may take beside its limit."""
 
@@ -80,6 +90,19 @@ class Supervisor:
         """Whose ids are in use beside those of templates: see `slot`."""
         self._slots: dict[str, int] = {}
         self._next = 0
+        self._networks: Networks | None = None
+
+    def networks(self) -> Networks:
+        """Return what gives boxes networks and ports; loaded when the first is asked for."""
+        if self._networks is None:
+            from tegu.sandbox.net.networks import Networks
+
+            self._networks = Networks(privileged=self.privileged)
+        return self._networks
+
+    def reachable(self, box: Box) -> dict[str, Any]:
+        """Return a box's published ports, and what its network refused it of late."""
+        return {} if self._networks is None else self._networks.about(box)
 
     def prepared(self, spec: BoxSpec) -> bool:
         """Whether boxes like `spec` can be made at once."""
@@ -177,8 +200,21 @@ class Supervisor:
     def check(self, spec: BoxSpec) -> None:
         """Raise UnsupportedError when this host cannot give what is asked for."""
         doctor.require(spec.kind)
+        if spec.network != "none" or spec.publish:
+            self._check_network(spec)
         spec = self._fitting(spec)
         self.check_limits(spec.limits.memory, spec.limits.cpus)
+
+    def check_ports(self, spec: BoxSpec) -> None:
+        """Raise UnsupportedError when boxes of a class have no network of their own."""
+        why = _NO_NETWORK.get(spec.kind)
+        if why is not None:
+            raise UnsupportedError(f"a network or ports for class {spec.kind}: {why}")
+
+    def _check_network(self, spec: BoxSpec) -> None:
+        self.check_ports(spec)
+        if spec.network != "none":
+            self.networks().check()
 
     def _fitting(self, spec: BoxSpec) -> BoxSpec:
         """Return what of a box the host has to limit: a guest's own memory is its limit."""
@@ -418,6 +454,8 @@ class Supervisor:
                 pool.shrink()
                 if not pool.wanted:
                     del self._pools[key]
+            if self._networks is not None:
+                self._networks.tend()
             for name, zygote in list(self._zygotes.items()):
                 if name != "host" and time.monotonic() - zygote.last_use > _ZYGOTE_IDLE:
                     self.drop_zygote(name)
@@ -436,6 +474,8 @@ class Supervisor:
             await asyncio.sleep(0.005)
         for zygote in self._zygotes.values():
             zygote.stop()
+        if self._networks is not None:
+            self._networks.stop()
         self.thread.shutdown()
         self.groups.close()
 

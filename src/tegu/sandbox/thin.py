@@ -14,9 +14,9 @@ __all__ = ["main"]
 _USAGE = """usage: tegu run [OPTIONS] [--] COMMAND [ARGUMENT...]
        tegu run --image IMAGE [OPTIONS] [--] [COMMAND [ARGUMENT...]]
 
-Run a command in a new box: a container without network, with a file system of its own that ends
-with it. Its standard streams are yours; its exit code is the result (128 + N after signal N,
-124 after --timeout, 126 or 127 when it cannot start).
+Run a command in a new box: a container without network (unless --network says otherwise), with a
+file system of its own that ends with it. Its standard streams are yours; its exit code is the
+result (128 + N after signal N, 124 after --timeout, 126 or 127 when it cannot start).
 
   -t, --template NAME  what it sees as its "/": a template of `tegu sandbox template list`, a
                        directory, or "host": this machine's programs (default)
@@ -34,6 +34,10 @@ with it. Its standard streams are yours; its exit code is the result (128 + N af
       --pids N         at most N processes and threads (default: 512)
       --files N        at most N open files of one process (default: 1024)
       --disk SIZE      at most this much written (default: 256M)
+      --network WHAT   "none" (default), "full", or "allow:" and names, addresses and ports:
+                       allow:example.org,*.example.net:443,10.0.0.0/8
+      --publish [HOST:]GUEST
+                       let a port of this machine's loopback lead to one of the box
       --no-init        let the command be process 1 of the box: less memory, fewer signals
       --read-only      only /tmp, /run and /dev/shm can be written to
       --json           print the outcome as JSON on stderr when it has ended
@@ -58,6 +62,7 @@ _OPTIONS = {
     "--pids": "pids",
     "--files": "files",
     "--disk": "disk",
+    "--network": "network",
 }
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -128,7 +133,7 @@ def _parse(args: list[str]) -> tuple[dict[str, str], dict[str, str], list[str], 
             i += 1
             continue
         name, mark, value = word.partition("=") if word.startswith("--") else (word, "", "")
-        if name not in _OPTIONS and name not in ("-e", "--env"):
+        if name not in _OPTIONS and name not in ("-e", "--env", "--publish"):
             raise _UsageError(f"there is no option {name}")
         if not mark:
             i += 1
@@ -141,6 +146,8 @@ def _parse(args: list[str]) -> tuple[dict[str, str], dict[str, str], list[str], 
             if not mark or not variable:
                 raise _UsageError(f"{name}: {value!r} is not NAME=VALUE")
             env[variable] = content
+        elif name == "--publish":
+            values[name] = f"{values[name]} {value}" if name in values else value
         else:
             values[_OPTIONS[name]] = value
     return values, env, args[i:], as_json
@@ -206,6 +213,10 @@ def _request(values: dict[str, str], env: dict[str, str], command: list[str]) ->
     box.append(f'"template":{_quote(template)}')
     if "kind" in values:
         box.append(f'"kind":{_quote(values["kind"])}')
+    if "network" in values:
+        box.append(f'"network":{_quote(values["network"])}')
+    if "--publish" in values:
+        box.append(f'"publish":[{",".join(map(_quote, values["--publish"].split()))}]')
     if "--read-only" in values:
         box.append('"read_only":true')
     if "--no-init" in values:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -27,9 +27,9 @@ TOKEN = "e2b_00112233445566778899"
 
 
 class Service:
-    """`tegu sandbox serve --http` under test."""
+    """`tegu sandbox serve --http` under test, started by the command `within`."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, within: Sequence[str] = ()) -> None:
         # Short, as the address of a UNIX socket has 108 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="tegu-h", dir="/tmp"))
         tokens = self.directory / "tokens"
@@ -39,7 +39,7 @@ class Service:
         self.supervisor = self.directory / "s"
         self.log = self.directory / "log"
         command = [
-            *(sys.executable, "-m", "tegu", "sandbox", "serve", "--warm", "2"),
+            *(*within, sys.executable, "-m", "tegu", "sandbox", "serve", "--warm", "2"),
             *("--socket", str(self.supervisor), "--http", f"unix:{self.socket}"),
             *("--http", "127.0.0.1:0", "--token-file", str(tokens), *options),
         ]

@@ -14,6 +14,7 @@ from typing import ClassVar
 from tegu.heal.finding import Finding, unit_of
 from tegu.heal.remedy import Refused, Remedy, State
 from tegu.heal.snapshot import hierarchy, text
+from tegu.heal.units import properties
 from tegu.process import run
 
 __all__ = [
@@ -53,20 +54,34 @@ class GroupSetting(Remedy):
     def prepare(self, finding: Finding) -> State:
         root = hierarchy()
         path = str(finding.target["group"])
-        if root is None or not (root / path.lstrip("/")).is_dir():
-            raise Refused(f"{path} is gone")
+        unit = unit_of(path) if path.endswith(unit_of(path) or "\0") else ""
+        if root is None:
+            raise Refused("there is no cgroup hierarchy of version 2")
         directory = root / path.lstrip("/")
         file = self.file_of(directory)
         old = text(directory / file).strip()
-        if not old:
+        if not old and directory.is_dir():
             raise Refused(f"{path} has no {file}")
+        old = old or self._between_starts(unit, file)
+        if not old:
+            raise Refused(f"{path} is gone")
         return {
             "directory": str(directory),
             "file": file,
             "old": old,
             "new": self.wanted(finding, old, directory),
-            "unit": unit_of(path) if path.endswith(unit_of(path) or "\0") else "",
+            "unit": unit,
         }
+
+    def _between_starts(self, unit: str, file: str) -> str:
+        """Return the setting of a service that waits to be started again: it has no group then."""
+        if not unit:
+            return ""
+        name = self.property_of(file)
+        shown = properties(unit, "ActiveState", name)
+        value = shown.get(name, "").replace("infinity", "max")
+        waits = shown.get("ActiveState") in ("activating", "active", "reloading")
+        return value if waits and (value.isdigit() or value == "max") else ""
 
     def plan(self, finding: Finding, state: State) -> list[str]:
         if state["unit"]:

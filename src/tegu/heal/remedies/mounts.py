@@ -6,10 +6,10 @@ import errno
 import os
 
 from tegu.heal.finding import Finding
-from tegu.heal.mounts import parse_mountinfo
 from tegu.heal.remedy import Refused, Remedy, RepairError, State
 from tegu.heal.snapshot import text
 from tegu.linux import libc
+from tegu.linux.mountinfo import parse_mountinfo
 
 __all__ = ["UnmountLeaked"]
 

@@ -123,7 +123,7 @@ def pinned_files(directory: Path, most: int = 20_000) -> Iterator[str]:
     /proc/kpagecgroup has the group of each page (Documentation/admin-guide/mm/pagemap.rst); a file
     of which nothing is in memory is swapped out, and may be one too.
     """
-    from tegu.heal.mounts import parse_mountinfo
+    from tegu.linux.mountinfo import parse_mountinfo
 
     root = hierarchy()
     living = {0} if root is None else {0, *_inodes(root)}

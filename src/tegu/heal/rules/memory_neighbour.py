@@ -9,7 +9,7 @@ from tegu.heal.look import Look
 from tegu.heal.rule import Rule
 from tegu.heal.snapshot import Group
 
-_STALLED = 0.1
+_STALLED = 0.05
 _SHARE = 0.4
 """Of what they have in common: what a neighbour must hold to be the cause."""
 _REFAULTS = 30.0

@@ -56,7 +56,8 @@ def refresh() -> None:
 
 def available(*, security: bool = False) -> list[Update]:
     """Return what an upgrade would change, kernels too, by the indexes that are here."""
-    found = parse_simulation(_apt("-s", "dist-upgrade"))
+    # What is being rolled out waits for this machine's turn (Phased-Update-Percentage).
+    found = parse_simulation(_apt("-s", "-o", "APT::Get::Phase-Policy=true", "dist-upgrade"))
     return [u for u in found if u.security] if security else found
 
 

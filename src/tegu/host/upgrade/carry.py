@@ -5,15 +5,14 @@ Copies share their blocks with the originals (reflink), so that they take no roo
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 from tegu.errors import UpgradeError
+from tegu.host.upgrade.config import CONFIG, read_config
 from tegu.process import run
 
 __all__ = ["CONFIG", "DATA", "carry", "data_paths"]
 
-CONFIG = Path("/etc/tegu/upgrade.toml")
 DATA = ("/home", "/root", "/srv", "/var/log")
 """Carried without being named. What a service keeps below /var/lib is its owner's to decide: an
 older version may not read what a newer one wrote. `data = [...]` in CONFIG adds to these."""
@@ -21,17 +20,7 @@ older version may not read what a newer one wrote. `data = [...]` in CONFIG adds
 
 def data_paths(config: Path = CONFIG) -> list[str]:
     """Return the directories that are carried; UpgradeError when the configuration is wrong."""
-    try:
-        raw = tomllib.loads(config.read_text())
-    except FileNotFoundError:
-        return list(DATA)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UpgradeError(f"{config}: {e}") from e
-    named = raw.pop("data", [])
-    if raw:
-        raise UpgradeError(f"{config}: there is no key {sorted(raw)[0]}", hint="there is: data")
-    if not isinstance(named, list) or not all(isinstance(p, str) for p in named):
-        raise UpgradeError(f"{config}: data: a list of directories is needed")
+    named = read_config(config).data
     for path in named:
         parts = Path(path).parts
         if not path.startswith("/") or ".." in parts or len(parts) < 2:

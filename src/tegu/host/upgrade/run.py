@@ -1,17 +1,18 @@
-"""An upgrade from its beginning to the boot that proves it, and the way back."""
+"""An upgrade by packages from its beginning to the boot that proves it, and the way back."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tegu.errors import TeguError, UnsupportedError, UpgradeError
 from tegu.host.upgrade import apt, health
 from tegu.host.upgrade.carry import carry, data_paths
+from tegu.host.upgrade.outcome import Outcome
 from tegu.host.upgrade.roots import ROOTS, Roots, opened
 from tegu.host.upgrade.state import Event, State, note, read_state, write_state
 from tegu.process import run
@@ -20,22 +21,6 @@ __all__ = ["Outcome", "boot_begins", "boot_proved", "preview", "roll_back", "upg
 
 Say = Callable[[str], None]
 _FREE = 512 << 20  # bytes that must be free: a snapshot shares the rest
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of it. `status` as in state.py, or "current" when nothing was to be done.
-
-    `kernels` wait for apt, `reboot` says that the machine must start again to be on trial.
-    """
-
-    id: str
-    status: str
-    release: str
-    updates: tuple[apt.Update, ...]
-    kernels: tuple[apt.Update, ...]
-    reboot: bool
-    detail: str = ""
 
 
 def preview(*, security: bool = False, say: Say = lambda _: None) -> list[apt.Update]:

@@ -27,7 +27,8 @@ class State:
     """`live` is the root that is upgraded, `kept` the snapshot to go back to (roots.py).
 
     `failed_before` are units that had failed already, `settings` effective kernel settings before
-    the upgrade, `packages` what changed: name to old and new version.
+    the upgrade, `packages` what changed: name to old and new version. With slots these are `a` and
+    `b`, and `image` is the root hash of what is tried.
     """
 
     id: str
@@ -39,6 +40,7 @@ class State:
     settings: dict[str, str] = field(default_factory=dict)
     packages: dict[str, tuple[str, str]] = field(default_factory=dict)
     reason: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ packages. No root is needed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tegu.lazy import lazily
 
 if TYPE_CHECKING:
     from tegu.packages.recipe.build import BuiltPackage, build_packages
@@ -16,18 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["BuiltPackage", "Recipe", "build_packages", "list_recipes", "load_recipe"]
 
-_HOMES = {
-    "BuiltPackage": "build",
-    "Recipe": "model",
-    "build_packages": "build",
-    "list_recipes": "load",
-    "load_recipe": "load",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"tegu.packages.recipe.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "BuiltPackage": "build",
+        "Recipe": "model",
+        "build_packages": "build",
+        "list_recipes": "load",
+        "load_recipe": "load",
+    },
+)

@@ -9,12 +9,13 @@ looks at a repository as its clients do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tegu.lazy import lazily
 from tegu.packages.repo.repository import Repository
 
 if TYPE_CHECKING:
-    from tegu.packages.repo.channels import promote, remove, take_snapshot
+    from tegu.packages.repo.channels import promote, remove, roll_out, take_snapshot
     from tegu.packages.repo.intake import add
     from tegu.packages.repo.mirroring import mirror
     from tegu.packages.repo.publication import publish
@@ -30,28 +31,24 @@ __all__ = [
     "promote",
     "publish",
     "remove",
+    "roll_out",
     "serve",
     "take_snapshot",
     "verify",
 ]
 
-_HOMES = {
-    "add": "intake",
-    "make_key": "sign",
-    "mirror": "mirroring",
-    "promote": "channels",
-    "publish": "publication",
-    "remove": "channels",
-    "serve": "web",
-    "take_snapshot": "channels",
-    "verify": "verification",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is heavy when it is first used: adding one package should stay quick."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"tegu.packages.repo.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "add": "intake",
+        "make_key": "sign",
+        "mirror": "mirroring",
+        "promote": "channels",
+        "publish": "publication",
+        "remove": "channels",
+        "roll_out": "channels",
+        "serve": "web",
+        "take_snapshot": "channels",
+        "verify": "verification",
+    },
+)

@@ -49,7 +49,8 @@ def write_apt(
 
     Must be called within `repo.catalogue.change()`.
     """
-    stanzas = [(item.name, item.arch, stanza(item)) for item in items]
+    offered = repo.catalogue.offered(about.suite)
+    stanzas = [(i.name, i.arch, stanza(i, offered.get(i.sha256, 100))) for i in items]
     sums: list[str] = []
     by_hash: set[str] = set()
     names = architectures(repo, items)

@@ -17,7 +17,7 @@ from tegu.errors import RepositoryError
 
 __all__ = ["Catalogue", "Collection", "Item"]
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE package (
     sha256 TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL,
@@ -31,6 +31,7 @@ CREATE TABLE collection (
 ) WITHOUT ROWID;
 CREATE TABLE member (
     collection TEXT NOT NULL, sha256 TEXT NOT NULL REFERENCES package,
+    percent INTEGER NOT NULL DEFAULT 100,
     PRIMARY KEY (collection, sha256)
 ) WITHOUT ROWID;
 CREATE INDEX member_of ON member (sha256);
@@ -40,6 +41,7 @@ CREATE TABLE chunk (
 ) WITHOUT ROWID;
 CREATE TABLE replaced (path TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 """
+_FROM_1 = "ALTER TABLE member ADD COLUMN percent INTEGER NOT NULL DEFAULT 100;"
 _ITEM = "p.sha256, p.kind, p.name, p.version, p.arch, p.source, p.size, p.path"
 
 
@@ -96,6 +98,8 @@ class Catalogue:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT;")
+            elif version == 1:
+                self._db.executescript(f"BEGIN;{_FROM_1}PRAGMA user_version = {_VERSION};COMMIT;")
             elif version != _VERSION:
                 raise RepositoryError(f"{path}: written by another version of tegu ({version})")
         except sqlite3.Error as e:
@@ -214,7 +218,24 @@ class Catalogue:
 
     def enter(self, name: str, hashes: Iterable[str]) -> None:
         """Put packages into a channel."""
-        self.run("INSERT OR IGNORE INTO member VALUES (?,?)", [(name, h) for h in hashes])
+        self.run(
+            "INSERT OR IGNORE INTO member (collection, sha256) VALUES (?,?)",
+            [(name, h) for h in hashes],
+        )
+
+    def offer(self, name: str, hashes: Iterable[str], percent: int) -> None:
+        """Let so many of a hundred machines have packages that a channel has."""
+        self.run(
+            "UPDATE member SET percent = ? WHERE collection = ? AND sha256 = ?",
+            [(percent, name, h) for h in hashes],
+        )
+
+    def offered(self, name: str) -> dict[str, int]:
+        """Return the packages of a channel that not all machines may have yet, with percents."""
+        rows = self.query(
+            "SELECT sha256, percent FROM member WHERE collection = ? AND percent < 100", name
+        )
+        return {str(sha256): int(str(percent)) for sha256, percent in rows}
 
     def leave(self, name: str, hashes: Iterable[str]) -> None:
         """Take packages out of a channel; they stay in the pool for now."""

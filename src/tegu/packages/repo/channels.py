@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tegu.errors import RepositoryError
+from tegu.errors import RepositoryError, UsageError
 from tegu.packages.repo.catalogue import Item
 from tegu.packages.repo.repository import Repository
 from tegu.packages.repo.settings import check_name
 from tegu.packages.repo.versions import sort_key
 
-__all__ = ["Promoted", "promote", "remove", "select", "take_snapshot"]
+__all__ = ["Promoted", "promote", "remove", "roll_out", "select", "take_snapshot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,15 @@ def promote(
     patterns: Sequence[str] = (),
     *,
     allow_downgrade: bool = False,
+    percent: int = 100,
 ) -> Promoted:
     """Make the channel `target` what the channel or snapshot `source` is, without a rebuild.
 
-    With `patterns` only those packages go along: they replace the versions that `target` has.
-    Raises RepositoryError when a package's newest version would go backwards. The caller holds the
-    lock.
+    With `patterns` only those packages go along: they replace the versions that `target` has. What
+    is new there is for `percent` of the machines (`roll_out`). Raises RepositoryError when a
+    package's newest version would go backwards. The caller holds the lock.
     """
+    _check_percent(percent)
     repo.channel(target)
     repo.collection(source)
     if source == target:
@@ -85,8 +87,53 @@ def promote(
         _refuse_backwards(there, offered, target)
     with repo.catalogue.change():
         repo.catalogue.enter(target, [i.sha256 for i in entered])
-        repo.catalogue.leave(target, [i.sha256 for i in left])
+        repo.catalogue.offer(target, [i.sha256 for i in entered if i.kind == "deb"], percent)
+        if percent == 100:
+            repo.catalogue.leave(target, [i.sha256 for i in left])
     return Promoted(tuple(entered), tuple(left))
+
+
+def roll_out(
+    repo: Repository, channel: str, percent: int, patterns: Sequence[str] = ()
+) -> list[Item]:
+    """Offer what is being rolled out in `channel` to `percent` of the machines; return it.
+
+    That are the packages that fit `patterns`, or all that not everybody may have yet. apt chooses
+    the machines; 0 stops a roll-out, 100 ends it: the older versions leave the channel then. Raises
+    RepositoryError where there is nothing to roll out, and for RPM packages, whose indexes know no
+    such thing. The caller holds the lock.
+    """
+    _check_percent(percent)
+    repo.channel(channel)
+    members = repo.catalogue.members(channel)
+    if patterns:
+        chosen = list(_newest(select(members, patterns, channel)).values())
+        if rpms := [i for i in chosen if i.kind == "rpm"]:
+            raise RepositoryError(f"{rpms[0].shown} is an RPM package: dnf rolls nothing out")
+    else:
+        offered = repo.catalogue.offered(channel)
+        chosen = [i for i in members if i.sha256 in offered]
+        if not chosen:
+            raise RepositoryError(
+                f"{channel} rolls nothing out",
+                hint="name packages, or promote them with --percent",
+            )
+    with repo.catalogue.change():
+        repo.catalogue.offer(channel, [i.sha256 for i in chosen], percent)
+        if percent == 100:
+            done = {(i.kind, i.name, i.arch): i for i in chosen}
+            repo.catalogue.leave(channel, [i.sha256 for i in members if _replaced(i, done)])
+    return chosen
+
+
+def _replaced(item: Item, by: Mapping[tuple[str, str, str], Item]) -> bool:
+    newer = by.get((item.kind, item.name, item.arch))
+    return newer is not None and sort_key(item) < sort_key(newer)
+
+
+def _check_percent(percent: int) -> None:
+    if not 0 <= percent <= 100:
+        raise UsageError(f"{percent} % of the machines: it must be 0 to 100")
 
 
 def _refuse_backwards(there: Sequence[Item], offered: Sequence[Item], target: str) -> None:

@@ -54,7 +54,13 @@ def _control(fields: Mapping[str, str]) -> bytes:
     return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
-def stanza(item: Item) -> bytes:
-    """Return the entry of `item` in a Packages file, with the empty line that ends it."""
-    about = f"\nFilename: {item.path}\nSize: {item.size}\nSHA256: {item.sha256}\n\n"
-    return item.meta + about.encode()
+def stanza(item: Item, percent: int = 100) -> bytes:
+    """Return the entry of `item` in a Packages file, with the empty line that ends it.
+
+    With `percent` below 100 apt upgrades only so many of a hundred machines to it, chosen by a hash
+    of machine id, source and version (`APT::Get::Phase-Policy`; apt 2.1.16).
+    """
+    about = f"\nFilename: {item.path}\nSize: {item.size}\nSHA256: {item.sha256}\n"
+    if percent < 100:
+        about += f"Phased-Update-Percentage: {percent}\n"
+    return item.meta + about.encode() + b"\n"

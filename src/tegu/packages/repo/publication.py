@@ -96,10 +96,12 @@ def _digest(repo: Repository, name: str, signers: Signers) -> str:
             (_FORMAT, about.name, about.description, about.architectures, signers.identity)
         ).encode()
     )
-    for (sha256,) in repo.catalogue.query(
-        "SELECT sha256 FROM member WHERE collection = ? ORDER BY sha256", name
+    for sha256, percent in repo.catalogue.query(
+        "SELECT sha256, percent FROM member WHERE collection = ? ORDER BY sha256", name
     ):
         digest.update(str(sha256).encode())
+        if percent != 100:
+            digest.update(f" {percent}".encode())
     return digest.hexdigest()
 
 

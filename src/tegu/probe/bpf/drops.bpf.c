@@ -5,57 +5,7 @@
  * All are counted in the kernel, by reason, place, protocol and network namespace; nothing is sent
  * for each packet, so that a flood of drops costs little.
  */
-#include "tegu.bpf.h"
-
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct ns_common {
-	unsigned int inum;
-};
-struct net {
-	struct ns_common ns;
-};
-typedef struct {
-	struct net *net;
-} possible_net_t;
-struct net_device {
-	char name[16];
-	possible_net_t nd_net;
-};
-struct in6_addr {
-	u8 bytes[16];
-};
-struct sock_common {
-	__be32 skc_daddr;
-	__be32 skc_rcv_saddr;
-	__be16 skc_dport;
-	u16 skc_num;
-	u16 skc_family;
-	u8 skc_state;
-	struct in6_addr skc_v6_daddr;
-	struct in6_addr skc_v6_rcv_saddr;
-	possible_net_t skc_net;
-};
-struct sock_cgroup_data {
-	struct cgroup *cgroup;
-};
-struct sock {
-	struct sock_common __sk_common;
-	struct sock_cgroup_data sk_cgrp_data;
-};
-struct sk_buff {
-	struct net_device *dev;
-	struct sock *sk;
-	__be16 protocol;
-	u16 transport_header;
-	u16 network_header;
-	unsigned char *head;
-};
-#pragma clang attribute pop
-
-#define AF_INET 2
-#define AF_INET6 10
-#define ETH_P_IP 0x0800
-#define ETH_P_IPV6 0x86dd
+#include "tegu_net.bpf.h"
 
 struct drop_key {
 	u64 place;
@@ -152,8 +102,8 @@ int BPF_PROG(drops_free, struct sk_buff *skb, void *location, u32 reason)
 	if (sk) {
 		u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 
-		/* Small sockets (TCP_TIME_WAIT, TCP_NEW_SYN_RECV) end before this member. */
-		if (state != 6 && state != 12)
+		/* Small sockets end before this member. */
+		if (state != TCP_TIME_WAIT && state != TCP_NEW_SYN_RECV)
 			key.cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 	}
 	read_packet(skb, &key, &fresh);
@@ -179,13 +129,8 @@ int BPF_PROG(drops_retransmit, struct sock *sk)
 	flow.state = sk->__sk_common.skc_state;
 	flow.from_port = sk->__sk_common.skc_num;
 	flow.to_port = bpf_ntohs(sk->__sk_common.skc_dport);
-	if (flow.family == AF_INET) {
-		bpf_probe_read_kernel(flow.from, 4, &sk->__sk_common.skc_rcv_saddr);
-		bpf_probe_read_kernel(flow.to, 4, &sk->__sk_common.skc_daddr);
-	} else {
-		bpf_probe_read_kernel(flow.from, 16, &sk->__sk_common.skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(flow.to, 16, &sk->__sk_common.skc_v6_daddr);
-	}
+	own_address(flow.from, sk);
+	other_address(flow.to, sk);
 	count_in(&retransmits, &flow);
 	return 0;
 }

@@ -84,9 +84,11 @@ struct cfs_rq {
 	struct rq *rq;
 };
 struct sched_entity {
+	u64 sum_exec_runtime;
 	struct cfs_rq *cfs_rq;
 };
 struct mm_struct;
+struct files_struct;
 struct task_struct {
 	unsigned int __state;
 	int pid;
@@ -102,6 +104,9 @@ struct task_struct {
 	u64 utime;
 	u64 stime;
 	u64 start_time;
+	unsigned long nvcsw;
+	unsigned long nivcsw;
+	struct files_struct *files;
 	int exit_code;
 	int exit_state;
 	unsigned int in_iowait : 1;

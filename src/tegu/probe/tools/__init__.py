@@ -19,6 +19,20 @@ TOOLS: dict[str, str] = {
     "drops": "Drops",
     "census": "Census",
     "exits": "Exits",
+    "syscalls": "SystemCalls",
+    "fsync": "SlowSync",
+    "irq": "Interrupts",
+    "locks": "Locks",
+    "files": "Files",
+    "connections": "Connections",
+    "dns": "Names",
+    "signals": "SignalsSent",
+    "throttle": "Throttling",
+    "growth": "Growth",
+    "ports": "Ports",
+    "mounts": "Mounts",
+    "groups": "ControlGroups",
+    "clocks": "Clocks",
 }
 """Name and class; the module has the name."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from typing import TYPE_CHECKING
 
 from tegu.linux.libbpf import KernelTypes
+from tegu.probe.network import STATES, address
 from tegu.probe.recording import Record, Recording
 from tegu.probe.report import Table
 from tegu.probe.tool import Need, Tool, text, top_rows
@@ -21,20 +21,6 @@ _VALUE = struct.Struct("<Q16s16s2s2sI")
 _FLOW = struct.Struct("<QIHBB16s16sHHI")
 _PROTOCOLS = {0x0800: "IPv4", 0x86DD: "IPv6", 0x0806: "ARP"}
 _TRANSPORTS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
-# enum of include/net/tcp_states.h
-_STATES = {
-    1: "ESTABLISHED",
-    2: "SYN_SENT",
-    3: "SYN_RECV",
-    4: "FIN_WAIT1",
-    5: "FIN_WAIT2",
-    6: "TIME_WAIT",
-    7: "CLOSE",
-    8: "CLOSE_WAIT",
-    9: "LAST_ACK",
-    10: "LISTEN",
-    11: "CLOSING",
-}
 _AF_INET = 2
 
 
@@ -80,8 +66,8 @@ class Drops(Tool):
                     "device": text(device),
                     "namespace": namespace,
                     "cgroup": groups.name(cgroup) if cgroup else None,
-                    "from": _address(protocol == 0x86DD, source, struct.unpack(">H", from_port)[0]),
-                    "to": _address(protocol == 0x86DD, target, struct.unpack(">H", to_port)[0]),
+                    "from": address(protocol == 0x86DD, source, struct.unpack(">H", from_port)[0]),
+                    "to": address(protocol == 0x86DD, target, struct.unpack(">H", to_port)[0]),
                 }
             )
         again = []
@@ -90,9 +76,9 @@ class Drops(Tool):
             again.append(
                 {
                     "count": struct.unpack("<Q", values[0])[0],
-                    "from": _address(family != _AF_INET, source, sport),
-                    "to": _address(family != _AF_INET, target, dport),
-                    "state": _STATES.get(state, str(state)),
+                    "from": address(family != _AF_INET, source, sport),
+                    "to": address(family != _AF_INET, target, dport),
+                    "state": STATES.get(state, str(state)),
                     "namespace": namespace,
                     "cgroup": groups.name(cgroup),
                 }
@@ -138,13 +124,3 @@ def _reason(names: dict[int, str], reason: int) -> str:
     if reason in names:
         return names[reason].removeprefix("SKB_DROP_REASON_")
     return f"subsystem {reason >> 16}, reason {reason & 0xFFFF}"
-
-
-def _address(six: bool, raw: bytes, port: int) -> str:
-    if six:
-        address = ipaddress.IPv6Address(raw)
-        mapped = address.ipv4_mapped
-        shown = str(mapped) if mapped else f"[{address}]"
-    else:
-        shown = str(ipaddress.IPv4Address(raw[:4]))
-    return f"{shown}:{port}" if port else shown

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -22,6 +23,7 @@ from tegu.sandbox.web.openapi import describe
 from tegu.sandbox.web.operation import Call
 from tegu.sandbox.web.ports import Ports
 from tegu.sandbox.web.program import Program, signal_number
+from tegu.sandbox.web.reach import permitted
 from tegu.sandbox.web.sockets import serve_process, serve_watch
 from tegu.sandbox.web.table import operations
 from tegu.sandbox.web.tree import Info, Tree
@@ -79,7 +81,9 @@ class Api:
                 disk=said.get("disk", limits.disk),
                 read_only=said.get("read_only", base.read_only),
                 hostname=said.get("hostname", base.hostname),
+                network=said.get("network", base.network),
             )
+            box = replace(box, network=permitted(base.network, box.network))
         except UsageError as e:
             raise Fault("invalid_argument", e.message, hint=e.hint) from e
         rules.check(box)
@@ -364,6 +368,7 @@ def _sandbox(held: Held) -> dict[str, Any]:
         "files": box.limits.files,
         "disk": box.limits.disk,
         "read_only": box.read_only,
+        "network": box.network if isinstance(box.network, str) else list(box.network),
     }
 
 

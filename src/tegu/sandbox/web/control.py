@@ -1,7 +1,7 @@
 """E2B's control plane: sandboxes made, found, paused and ended, as its clients ask for it (REST).
 
-What is asked for and cannot be given is refused by name; what these sandboxes never have (networks,
-snapshots, volumes, secrets) answers 501.
+What is asked for and cannot be given is refused by name; what these sandboxes never have
+(snapshots, volumes, secrets) answers 501.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 from collections import OrderedDict
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +24,7 @@ from tegu.sandbox.web.fields import Field, from_json, read
 from tegu.sandbox.web.held import Held, Wanted
 from tegu.sandbox.web.hub import Hub
 from tegu.sandbox.web.listing import metadata, page, when, whole
+from tegu.sandbox.web.reach import from_e2b, permitted, to_e2b
 from tegu.sandbox.web.usage import Sample, sample
 
 __all__ = ["ENVD_VERSION", "Control"]
@@ -39,12 +41,12 @@ _NEW = (
     Field("autoPauseMemory", "flag", "Keep its memory then."),
     Field("autoResume", "object", "Resume it when it is called."),
     Field("allow_internet_access", "flag", "Whether it may use a network."),
+    Field("network", "object", "What it may reach."),
     Field("metadata", "table", "What its owner notes about it."),
     Field("envVars", "table", "Variables of all its programs."),
     Field("secure", "flag", "Always so."),
 )
 _NEVER = {
-    "network": "network rules: sandboxes have no network but loopback",
     "iam": "workload identities",
     "mcp": "an MCP gateway: start one with commands.run",
     "volumeMounts": "volumes",
@@ -103,7 +105,7 @@ class Control:
             web.get("/v2/templates", self._templates),
         ]
         for path, what in (
-            (f"{one}/network", "networks: sandboxes have none but loopback"),
+            (f"{one}/network", "changes of a network: say what it may reach when it is made"),
             (f"{one}/fork", "forks of a sandbox"),
             (f"{one}/snapshots", "snapshots"),
             ("/snapshots", "snapshots"),
@@ -150,7 +152,7 @@ class Control:
             **self._listed(held),
             "envdAccessToken": held.token,
             "domain": self._domain,
-            "allowInternetAccess": False,
+            **to_e2b(wanted.box.network),
             "lifecycle": {
                 "onTimeout": "pause" if wanted.pause else "kill",
                 "autoResume": wanted.wake,
@@ -195,8 +197,6 @@ class Control:
                     raise UnsupportedError(f"{name}: {what}")
             body = {k: v for k, v in body.items() if k not in _NEVER}
         said = read(body, _NEW)
-        if said.get("allow_internet_access"):
-            raise UnsupportedError("allow_internet_access: sandboxes have no network but loopback")
         pause = bool(said.get("autoPause", False))
         if pause and said.get("autoPauseMemory") is False:
             raise UnsupportedError("autoPauseMemory: a paused sandbox keeps its memory")
@@ -205,10 +205,14 @@ class Control:
             raise Fault("invalid_argument", "autoResume.enabled: it is neither true nor false")
         rules = self._hub.rules
         timeout = rules.timeout(said.get("timeout", min(_DEFAULT_TIMEOUT, rules.max_timeout)))
+        box = rules.box_of(said["templateID"])
+        network = from_e2b(said.get("allow_internet_access"), said.get("network"))
+        if network is not None:
+            box = replace(box, network=permitted(box.network, network))
         return await self._hub.create(
             Wanted(
                 template=said["templateID"],
-                box=rules.box_of(said["templateID"]),
+                box=box,
                 timeout=timeout,
                 pause=pause,
                 wake=wake,

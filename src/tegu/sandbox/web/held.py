@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tegu.errors import SandboxError, TeguError
+from tegu.sandbox.net.pump import connect_inside
 from tegu.sandbox.spec import BoxSpec, RunSpec
 from tegu.sandbox.web.fault import Fault, as_fault, closed, gone
 from tegu.sandbox.web.link import Link
@@ -24,7 +25,6 @@ __all__ = ["MAX_PROGRAMS", "Held", "Names", "Wanted"]
 
 MAX_PROGRAMS = 1024
 """Programs that run at a time in one sandbox by way of the service."""
-_CONNECT = 10.0
 _FINISHED = 32
 """Ended programs whose last output is kept for who attaches late,"""
 _FINISHED_FOR = 300.0
@@ -274,21 +274,13 @@ class Held:
     # Its network.
 
     async def connect(self, port: int) -> socket.socket:
-        """Return a connection to a port on the loopback of its network. Raises Fault.
-
-        A socket belongs to the network in which it was made (network_namespaces(7)).
-        """
+        """Return a connection to a port on the loopback of its network. Raises Fault."""
         _, fds = await self.ask_fd("socket")
         if len(fds) != 1:
             raise Fault("internal", "the box gave no socket")
         link = socket.socket(fileno=fds[0])
-        link.setblocking(False)
         try:
-            about = (link.family, link.type)
-            if about != (socket.AF_INET, socket.SOCK_STREAM):
-                raise Fault("internal", "the box gave no socket")
-            async with asyncio.timeout(_CONNECT):
-                await self._loop.sock_connect(link, ("127.0.0.1", port))
+            await connect_inside(link, port)
         except BaseException as e:
             link.close()
             if isinstance(e, OSError):  # TimeoutError is one

@@ -21,6 +21,7 @@ NEW_SANDBOX = (
     Field("disk", "whole or text", "Bytes written at most, or text such as 1G."),
     Field("read_only", "flag", "Only /tmp, /run and /dev/shm can be written to."),
     Field("hostname", "text", "Its host name."),
+    Field("network", "text or texts", "What it may reach: none, full, or names and addresses."),
     Field("env", "table", "Variables of all its programs."),
     Field("metadata", "table", "What its owner notes about it."),
 )
@@ -97,6 +98,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
         files=_WHOLE,
         disk=_WHOLE,
         read_only=_FLAG,
+        network={"anyOf": [{"enum": ["none", "full"]}, {"type": "array", "items": _TEXT}]},
         token={**_TEXT, "description": "Opens its processes and files over the E2B wire."},
     ),
     "Page": _record(

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tegu.heal.snapshot import text
-
 __all__ = ["Mount", "Namespace", "namespaces", "parse_mountinfo"]
 
 
@@ -63,9 +61,15 @@ def namespaces(proc: Path, pids: Iterable[int]) -> list[Namespace]:
         except OSError:
             continue
         if number not in seen:
-            mounts = parse_mountinfo(text(f"{proc}/{pid}/mountinfo"))
-            seen[number] = Namespace(number, pid, tuple(mounts))
+            seen[number] = Namespace(number, pid, tuple(_mounts_of(proc / str(pid))))
     return list(seen.values())
+
+
+def _mounts_of(process: Path) -> list[Mount]:
+    try:
+        return parse_mountinfo((process / "mountinfo").read_text(errors="replace"))
+    except OSError:
+        return []  # gone meanwhile
 
 
 def _plain(word: str) -> str:

@@ -85,6 +85,7 @@ def made_of(kind: str, name: str, about: Row) -> str:
 
 def _digest(files: Iterable[Path], more: str) -> str:
     found = hashlib.sha256(more.encode())
-    for path in sorted(files):
+    # By name: where the files lie says nothing.
+    for path in sorted(files, key=lambda p: (p.parent.name, p.name)):
         found.update(f"\0{path.name}\0".encode() + path.read_bytes())
     return found.hexdigest()[:16]

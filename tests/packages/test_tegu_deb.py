@@ -76,7 +76,8 @@ def test_only_the_host_half_is_in_it(tree: Path) -> None:
     assert {p.name for p in (library / "cli").iterdir()} <= {
         "__init__.py", "agent.py", "autoupgrade.py", "doctor.py", "fn.py", "front.py", "heal.py",
         "host.py", "kdump.py", "kernel_host.py", "kernel_livepatch.py", "output.py", "probe.py",
-        "qos.py", "qos_pods.py", "sandbox.py", "sandbox_saved.py", "tune.py", "upgrade.py",
+        "qos.py", "qos_pods.py", "sandbox.py", "sandbox_install.py", "sandbox_saved.py",
+        "sandbox_template.py", "tune.py", "upgrade.py",
     }  # fmt: skip
     assert not list(tree.rglob("__pycache__"))
 

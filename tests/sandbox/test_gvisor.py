@@ -18,7 +18,7 @@ from tegu.linux.cgroups import Groups
 from tegu.sandbox import thin
 from tegu.sandbox.client import Sandbox, box_spec, run
 from tegu.sandbox.gvisor import trial
-from tegu.sandbox.gvisor.host import _parents, _under
+from tegu.sandbox.gvisor.programs import descends, parents_by_pid
 
 pytestmark = [
     pytest.mark.slow,
@@ -191,6 +191,29 @@ def test_memory(root: Served) -> None:
     assert (done.exit_code, done.out_of_memory, done.stdout) == (137, True, b"")
 
 
+def test_a_fork_bomb_is_held(root: Served) -> None:
+    bomb = (
+        "import os, time\n"
+        "n = 0\n"
+        "try:\n"
+        "    while n < 3000:\n"
+        "        if os.fork() == 0:\n"
+        "            time.sleep(4450)\n"
+        "        n += 1\n"
+        "finally:\n"
+        "    print(n, flush=True)\n"
+        "    os._exit(0)\n"
+    )
+    spec = box_spec(kind="gvisor", pids=32)
+    try:
+        done = run(["python3", "-c", bomb], box=spec, timeout=60, path=root.path)
+    except SandboxError:
+        pass  # gVisor itself found no room: the box has ended
+    else:
+        assert done.timed_out or done.exit_code != 0 or int(done.text) < 3000
+    assert run("echo on", box=box_spec(kind="gvisor"), path=root.path).text == "on\n"
+
+
 def test_output_to_files(root: Served, tmp_path: Path) -> None:
     """A file is written at its own offset, after what is there, and not over it."""
     log = tmp_path / "log"
@@ -252,7 +275,7 @@ def test_the_table_of_processes() -> None:
         "0         6         1         0         ?         19:20     0s        sleep\n"
         "0         7         6         0         ?         19:20     0s        sleep\nnonsense\n"
     )
-    parents = _parents(table)
+    parents = parents_by_pid(table)
     assert parents == {6: 1, 7: 6}
-    assert [_under(pid, parents, {6}) for pid in (6, 7, 1)] == [True, True, False]
-    assert not _under(3, {3: 4, 4: 3}, {9})
+    assert [descends(pid, parents, {6}) for pid in (6, 7, 1)] == [True, True, False]
+    assert not descends(3, {3: 4, 4: 3}, {9})

@@ -94,6 +94,12 @@ def test_exit_codes_signals_and_missing_programs(box: Sandbox) -> None:
         box.run("true", cwd="/nowhere")
 
 
+def test_another_user(box: Sandbox) -> None:
+    words = "grep -E '^(Uid|Gid|Groups):' /proc/self/status"
+    ids = [line.split()[1:] for line in box.run(words, user="7:8,9").text.splitlines()]
+    assert ids == [["7"] * 4, ["8"] * 4, ["9"]]
+
+
 def test_more_output_than_fits_a_window(box: Sandbox) -> None:
     done = box.run("seq 1 100000; seq 1 100000 >&2")
     assert done.stdout == done.stderr == b"".join(b"%d\n" % i for i in range(1, 100001))

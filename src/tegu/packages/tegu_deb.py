@@ -228,7 +228,8 @@ def _entries(timestamp: int) -> Iterator[DebEntry]:
     yield DebEntry("/usr/share/lintian/overrides/tegu", _OVERRIDES.encode())
     manual = _MANUAL.replace("@VERSION@", tegu.__version__).replace("@DATE@", f"{day:%Y-%m-%d}")
     yield DebEntry("/usr/share/man/man1/tegu.1.gz", _gz(manual))
-    yield DebEntry("/usr/share/man/man1/tegu-oci.1.gz", target="tegu.1.gz")
+    for name in ("tegu-oci", "tegu-oci-gvisor"):
+        yield DebEntry(f"/usr/share/man/man1/{name}.1.gz", target="tegu.1.gz")
 
 
 def _gz(text: str) -> bytes:
@@ -243,7 +244,7 @@ def _control() -> dict[str, str]:
         "Architecture": "all",
         "Maintainer": _MAINTAINER,
         "Depends": _DEPENDS,
-        "Suggests": "python3-prometheus-client",
+        "Suggests": "python3-prometheus-client, runsc, skopeo",
         "Conflicts": "linux-initramfs-tool",
         "Provides": "linux-initramfs-tool",
         "Section": "admin",
@@ -344,7 +345,7 @@ tegu: arch-independent-package-contains-binary-or-object [*/tegu/probe/bpf/*.bpf
 
 _MANUAL = r""".TH TEGU 1 "@DATE@" "Tegu @VERSION@" "User Commands"
 .SH NAME
-tegu, tegu\-oci \- look after a machine that runs a Tegu system
+tegu, tegu\-oci, tegu\-oci\-gvisor \- look after a machine that runs a Tegu system
 .SH SYNOPSIS
 .B tegu
 .RB [ \-v ]
@@ -373,6 +374,9 @@ is an OCI runtime for
 and containerd;
 .B tegu\-oci \-\-help
 lists its commands.
+.B tegu\-oci\-gvisor
+is the same, with containers in gVisor (
+.BR runsc ).
 .SH OPTIONS
 .TP
 .BR \-v ", " \-\-verbose

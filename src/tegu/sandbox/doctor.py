@@ -135,19 +135,12 @@ def examine(
     found = []
     for kind in CLASSES:
         reason, detail = _REASONS[kind](), ""
-        if kind in ("process", "container") and not reason:
+        if kind in ("process", "container", "gvisor") and not reason:
             try:
                 try_class(kind)
             except TeguError as e:
-                reason = e.message.removeprefix("unsupported: ")
+                reason = e.message.removeprefix("unsupported: ").removeprefix(f"class {kind}: ")
             detail = "" if reason else "a program ran in it"
-        elif kind == "gvisor" and not reason:
-            from tegu.sandbox.gvisor.trial import try_runsc
-            from tegu.sandbox.state import state_directory
-
-            platform, reason = try_runsc(state_directory())
-            detail = f"a program ran in runsc, platform {platform}" if platform else ""
-            reason = f"runsc starts nothing here: {reason}" if reason else ""
         elif kind.startswith("microvm") and not reason:
             from tegu.sandbox.state import state_directory
             from tegu.sandbox.vm.trial import try_boot

@@ -220,6 +220,9 @@ class Supervisor:
         """Return what of a box the host has to limit: a guest's own memory is its limit."""
         if spec.kind == "process":
             self._users.check(spec)
+        if spec.kind == "gvisor" and not self.groups.provider("pids"):
+            why = self.groups.why.get("pids", "no cgroups")
+            raise UnsupportedError(f"class gvisor: nothing here bounds its processes: {why}")
         if spec.kind in KINDS:
             return replace(spec, limits=replace(spec.limits, memory=None))
         if spec.snapshot:

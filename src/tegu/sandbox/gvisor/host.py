@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import sys
 import time
 from contextlib import suppress
@@ -23,6 +22,7 @@ from tegu.linux import libc, openat
 from tegu.process import CommandError, run
 from tegu.sandbox import init, wireless
 from tegu.sandbox.gvisor import bundle
+from tegu.sandbox.gvisor.programs import descends, end_of_program, find_program, parents_by_pid
 from tegu.sandbox.gvisor.pump import Pumps
 from tegu.sandbox.spec import BoxSpec
 
@@ -155,29 +155,8 @@ class _Held:
         if len(fds) > 3:
             raise OSError(95, "secrets do not reach a program in gVisor: it takes three streams")
         cwd, argv, env = init.program(words)
-        self.check(argv[0], env.get("PATH", os.defpath), cwd)
+        find_program(self.root, argv[0], env.get("PATH", os.defpath), cwd)
         return bundle.process_of(self.spec, argv, env, cwd, init.user_of(words))
-
-    def check(self, name: str, path: str, cwd: str) -> None:
-        """Raise OSError as execve(2) would, where that shows from outside."""
-        places = [name] if "/" in name else [f"{d}/{name}" for d in path.split(":")]
-        problem = OSError(2, "no such program in the box's PATH")
-        for place in places:
-            whole = place if place.startswith("/") else f"{cwd}/{place}"
-            if whole.startswith(("/dev/", "/proc/")):
-                return  # gVisor's own, which only it sees
-            try:
-                fd = openat.open_in_root(self.root, whole, os.O_PATH)
-            except OSError as e:
-                if e.errno != 2:
-                    problem = OSError(e.errno or 5, e.strerror or str(e))
-                continue
-            about = os.fstat(fd)
-            os.close(fd)
-            if stat.S_ISREG(about.st_mode) and about.st_mode & 0o111:
-                return
-            problem = OSError(13, os.strerror(13))
-        raise problem
 
     def spawn(self, words: list[str], fds: list[int]) -> int:
         log = str(bundle.STATE / "log")
@@ -228,9 +207,9 @@ class _Held:
 
         Spared are what descends from other runs, and what has a lower number: it was there before.
         """
-        parents = _parents(self.control("ps", _ID))
+        parents = parents_by_pid(self.control("ps", _ID))
         others = {r.inner for r in self.runs.values() if r is not mine and r.look()}
-        return [pid for pid in parents if pid >= mine.inner and not _under(pid, parents, others)]
+        return [pid for pid in parents if pid >= mine.inner and not descends(pid, parents, others)]
 
     def reap(self) -> None:
         while True:
@@ -251,7 +230,7 @@ class _Held:
                 sys.exit(code if code >= 0 else 128 - code)
             self.pumps.drain()
             # What runsc itself used is not what the program did.
-            told = str(_as_of_the_program(status))
+            told = str(end_of_program(status))
             wireless.tell(self.link, "exited", ended.number, told, "0", "0", "0")
             for suffix in (".json", ".pid"):
                 with suppress(FileNotFoundError):
@@ -269,32 +248,6 @@ class _Held:
             else:
                 waiting = True
         return waiting
-
-
-def _as_of_the_program(status: int) -> int:
-    """Return runsc's end as wait(2) would say its program's: 128 + N for signal N."""
-    code = os.waitstatus_to_exitcode(status)
-    return code - 128 if 128 < code < 160 else status
-
-
-def _parents(table: str) -> dict[int, int]:
-    """Read `runsc ps`: UID PID PPID ... by pid; the first process is left out."""
-    found = {}
-    for line in table.splitlines()[1:]:
-        words = line.split()
-        if len(words) > 2 and words[1].isdigit() and words[2].isdigit() and words[1] != "1":
-            found[int(words[1])] = int(words[2])
-    return found
-
-
-def _under(pid: int, parents: dict[int, int], others: set[int]) -> bool:
-    for _ in range(len(parents) + 1):
-        if pid in others:
-            return True
-        if pid not in parents:
-            return False
-        pid = parents[pid]
-    return False
 
 
 def _last_words() -> str:

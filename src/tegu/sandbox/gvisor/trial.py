@@ -34,8 +34,6 @@ def find_runsc() -> str | None:
 
 def why_not() -> str:
     """Return why this class cannot be had, as far as that shows without a start; else ""."""
-    if os.geteuid() != 0:
-        return "it needs root's supervisor: runsc makes namespaces and a root of its own"
     return "" if find_runsc() else "runsc is not installed (package runsc)"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -59,6 +60,8 @@ def start(disk: Path, *ends: str, timeout: float = 900) -> str:
 @pytest.fixture(scope="module")
 def disks(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A disk that is signed, and one whose kernel is another than was signed."""
+    if not os.environ.get("TEGU_TEST_UPGRADE"):
+        pytest.skip("firmware in system management mode is slow to emulate: TEGU_TEST_UPGRADE=1")
     for path in (CODE, VARIABLES, KEY, CERTIFICATE):
         if not path.exists():
             pytest.skip(f"there is no {path}, which the package ovmf of Debian has")

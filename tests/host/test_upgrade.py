@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,9 @@ def test_the_state_is_plain_json(tmp_path) -> None:
     write_state(STATE, tmp_path)
     body = json.loads((tmp_path / "var/lib/tegu/upgrade/state.json").read_text())
     assert body["kept"] == ".tegu/roots/1"
+
+
+def test_the_judge_is_no_job_of_the_boot_that_it_waits_for() -> None:
+    """systemd is done with starting when no job is left; a oneshot service is one until it ends."""
+    units = resources.files("tegu.host").joinpath("files/usr/lib/systemd/system")
+    assert "\nType=exec\n" in units.joinpath("tegu-upgrade-judge.service").read_text()

@@ -49,7 +49,7 @@ def needs(data: bytes, what: str) -> tuple[str, list[str]]:
         for name in names:
             end = data.index(b"\0", start + name)
             found.append(data[start + name : end].decode())
-    except (struct.error, ValueError, StopIteration) as e:
+    except (struct.error, ValueError, StopIteration, OverflowError) as e:
         raise BuildError(f"{what} is damaged: {e or 'its dynamic section'}") from e
     return interpreter, found
 

@@ -41,7 +41,7 @@ def test_on_and_off_again(tmp_path: Path, called: Path) -> None:
     assert "OnCalendar=\nOnCalendar=Sun 02:00\n" in timer and "RandomizedDelaySec=180min" in timer
     service = (units / "tegu-autoupgrade.service.d/50-tegu.conf").read_text()
     assert '"TEGU_UPGRADE_OPTIONS=--security --no-snapshot --reboot"' in service
-    assert "enable --quiet tegu-autoupgrade.timer" in called.read_text()
+    assert "add-wants --quiet timers.target tegu-autoupgrade.timer" in called.read_text()
     plain = turn_on(Schedule("daily", "90min", security=False, reboot=False, snapshot=True), units)
     assert (plain.window, plain.security, plain.reboot, plain.snapshot) == (
         *("daily", False, False, True),
@@ -82,4 +82,6 @@ def test_what_was_changed_by_hand_is_told(tmp_path: Path, called: Path) -> None:
 def test_the_units_name_each_other() -> None:
     service = (UNITS / "tegu-autoupgrade.service").read_text()
     assert "ExecStart=/usr/bin/tegu upgrade $TEGU_UPGRADE_OPTIONS" in service
-    assert "FixedRandomDelay=yes" in (UNITS / "tegu-autoupgrade.timer").read_text()
+    timer = (UNITS / "tegu-autoupgrade.timer").read_text()
+    # Without a time of its own it must not be started by itself.
+    assert "FixedRandomDelay=yes" in timer and "[Install]" not in timer

@@ -69,7 +69,8 @@ def turn_on(schedule: Schedule, units: Path = _UNITS) -> Schedule:
         f'[Service]\nEnvironment="TEGU_UPGRADE_OPTIONS={" ".join(options)}"\n',
     )
     _systemctl("daemon-reload")
-    _systemctl("enable", "--quiet", _TIMER)
+    # It has no [Install], which would enable it wherever the package is.
+    _systemctl("add-wants", "--quiet", "timers.target", _TIMER)
     _systemctl("restart", _TIMER)
     found = read_schedule(units)
     if found is None:
@@ -79,7 +80,10 @@ def turn_on(schedule: Schedule, units: Path = _UNITS) -> Schedule:
 
 def turn_off(units: Path = _UNITS) -> None:
     """Let the machine upgrade itself no more; does nothing where it does not."""
-    _systemctl("disable", "--quiet", "--now", _TIMER)
+    if not (units / f"{_TIMER}.d" / _DROP_IN).exists():
+        return
+    _systemctl("stop", _TIMER)
+    (units / "timers.target.wants" / _TIMER).unlink(missing_ok=True)
     for unit in (_TIMER, _SERVICE):
         (units / f"{unit}.d" / _DROP_IN).unlink(missing_ok=True)
         if (units / f"{unit}.d").is_dir() and not any((units / f"{unit}.d").iterdir()):

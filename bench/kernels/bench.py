@@ -29,7 +29,7 @@ __all__ = ["run"]
 
 _KERNELS = "TEGU_KERNELS"
 _PATIENCE = 900.0  # seconds for a guest, emulated, on a machine that does other things too
-_LIBRARIES = ("libbpf.so.1",)
+_LIBRARIES = ("libbpf.so.1", "libseccomp.so.2")
 _NEEDED = ("__init__.py", "errors.py", "files.py", "process.py", "linux", "probe")
 _LEFT_OUT = re.compile(r"/(test|tests|idlelib|lib2to3|tkinter|ensurepip|turtledemo|config-[^/]*)/")
 

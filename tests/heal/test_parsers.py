@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tegu.heal.filesystems import busiest_directory, deleted_files
 from tegu.heal.finding import unit_of
-from tegu.heal.kernel_log import parse_line
 from tegu.heal.resolver import ask
 from tegu.heal.rules.unit_leak import pattern
 from tegu.heal.snapshot import parse_pressure, parse_stat, take
+from tegu.linux.kernel_log import parse_line
 from tegu.linux.mountinfo import parse_mountinfo
 
 _LINES = [

@@ -11,10 +11,10 @@ from tests.heal.build import group, look, process
 from tegu.heal import RULES, Finding, Look, find_rule
 from tegu.heal.clock import Clock
 from tegu.heal.filesystems import FileSystem
-from tegu.heal.kernel_log import Event
 from tegu.heal.resolver import Server
 from tegu.heal.snapshot import Disk, Snapshot
 from tegu.heal.units import Unit
+from tegu.linux.kernel_log import Event
 from tegu.linux.mountinfo import Mount, Namespace
 from tegu.linux.sockdiag import TcpSocket
 

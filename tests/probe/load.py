@@ -82,6 +82,15 @@ class Groups:
                 directory.rmdir()
 
 
+def limit(group: str, made: Groups, size: int) -> None:
+    directory = made.directory(group)
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        if (directory / name).exists():
+            (directory / name).write_text(str(size))
+            return
+    pytest.skip("no memory controller here")
+
+
 def watch_until(
     name: str, settings: Settings, enough: Callable[[list[dict[str, Any]]], bool]
 ) -> list[dict[str, Any]]:

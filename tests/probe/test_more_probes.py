@@ -299,6 +299,31 @@ def test_a_lock_that_many_want_is_found(tmp_path: Path) -> None:
     assert find_tool("locks").stacks_of(recorded(records))
 
 
+def test_large_blocks_have_who_asked_for_them() -> None:
+    needs_probe("orders")
+    # What TCP sends is kept in blocks of 32 KiB (SKB_FRAG_PAGE_ORDER, net/core/sock.c).
+    code = (
+        "import socket\n"
+        "s = socket.create_server(('127.0.0.1', 0))\n"
+        "while True:\n"
+        "    c = socket.create_connection(s.getsockname()); p, _ = s.accept()\n"
+        "    c.sendall(b'x' * 100000); c.close(); p.close()\n"
+    )
+    with child(code) as process:
+        go(process)
+        for _ in range(PATIENCE):
+            records = list(
+                watch(find_tool("orders"), Settings(seconds=1, pid=process.pid), threading.Event())
+            )
+            asked = recorded(records).summary["asked"]
+            if asked:
+                break
+    assert asked
+    assert all(a["order"] >= 3 and a["comm"].startswith("python") for a in asked)
+    assert any("tcp" in frame or "sk_page" in frame for a in asked for frame in a["stack"])
+    assert "8" in shown("orders", records)
+
+
 # --- What needs no kernel -------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.probe.load import SPIN, Groups, events, needs_probe, one_cpu, watch_until
+from tests.probe.load import SPIN, Groups, events, limit, needs_probe, one_cpu, watch_until
 
 from tegu.cli import main
 from tegu.errors import UnsupportedError, UsageError
@@ -217,15 +217,6 @@ HUNGRY = (
     "while True:\n"
     "    for i in range(64): os.pread(fd, 1 << 20, i << 20)\n"
 )
-
-
-def limit(group: str, made: Groups, size: int) -> None:
-    directory = made.directory(group)
-    for name in ("memory.max", "memory.limit_in_bytes"):
-        if (directory / name).exists():
-            (directory / name).write_text(str(size))
-            return
-    pytest.skip("no memory controller here")
 
 
 @pytest.mark.parametrize("groups", ["memory"], indirect=True)

@@ -14,12 +14,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.probe.load import PATIENCE, SPIN, Groups, needs_probe, one_cpu
+from tests.probe.load import (
+    PATIENCE,
+    SPIN,
+    Groups,
+    events,
+    limit,
+    needs_probe,
+    one_cpu,
+    watch_until,
+)
 
 from tegu.cli import main
 from tegu.probe import Settings, encode, find_tool, parse, watch
 from tegu.probe.reading import cgroup_of, numbers
 from tegu.probe.tools import clocks
+from tegu.probe.tools.load import counts
+from tegu.probe.tools.units import Units, kind_of_name
 
 
 def ask(name: str, settings: Settings | None = None) -> Any:
@@ -137,6 +148,75 @@ def test_a_clock_that_jumps_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_clock_that_does_not() -> None:
     recording = ask("clocks")
     assert recording.summary["source"] and abs(recording.summary["moved_seconds"]) < 3600
+
+
+def test_a_load_has_an_owner(groups: Groups) -> None:
+    needs_probe("load")
+    group = groups.make("busy")
+    for _ in range(2 * (os.cpu_count() or 1) + 2):
+        groups.python(group, SPIN, one_cpu())
+    records = watch_until(
+        "load",
+        Settings(seconds=None),
+        lambda r: any(w["cgroup"] == group for e in events(r) for w in e["whose"]),
+    )
+    event = next(e for e in events(records) if any(w["cgroup"] == group for w in e["whose"]))
+    assert event["running"] > 2 * (os.cpu_count() or 1)
+    recording = parse([encode(r) for r in records], "load")
+    assert any(w["cgroup"] == group and w["state"] == "R" for w in recording.summary["whose"])
+    assert "run or want to" in find_tool("load").lines(event)[0]
+
+
+@pytest.mark.parametrize("groups", ["memory"], indirect=True)
+def test_what_the_kernel_says_has_parts(groups: Groups) -> None:
+    needs_probe("klog")
+    group = groups.make("doomed")
+    limit(group, groups, 24 << 20)
+    child = None
+
+    def enough(records: list[dict[str, Any]]) -> bool:
+        return any(e["about"].get("pid") == str(child.pid) for e in events(records) if child)
+
+    stop = threading.Event()
+    timer = threading.Timer(PATIENCE, stop.set)
+    timer.start()
+    found: list[dict[str, Any]] = []
+    for record in watch(find_tool("klog"), Settings(seconds=None), stop):
+        found.append(record)
+        if record["type"] == "header":
+            child = groups.python(group, "b = b'x' * (256 << 20)")
+        if enough(found):
+            stop.set()
+    timer.cancel()
+    assert child is not None
+    told = [e for e in events(found) if e["about"].get("pid") == str(child.pid)]
+    assert told and told[0]["kind"] == "oom" and told[0]["about"]["comm"].startswith("python")
+    assert parse([encode(r) for r in found], "klog").summary["events"]["oom"] >= 1
+
+
+def test_units_are_counted_by_their_kind() -> None:
+    assert kind_of_name("session-12.scope") == "session-*.scope"
+    assert kind_of_name("run-u345.service") == "run-u*.service"
+    assert kind_of_name("docker-0123456789abcdef0123.scope") == "docker-*.scope"
+    tool = Units()
+    first = {"ticks": 100, "rss_bytes": 1, "units": [("ssh.service", "active")]}
+    leak = [(f"run-r{n}.scope", "active") for n in range(5)]
+    now = [("ssh.service", "active"), *leak, ("a.mount", "failed")]
+    summary = tool.compare(first, {"ticks": 150, "rss_bytes": 2, "units": now}, 1.0)
+    assert summary["units"] == 7 and summary["cpu_percent"] > 0
+    kinds = {k["kind"]: k for k in summary["kinds"]}
+    assert kinds["run-r*.scope"]["more"] == kinds["run-r*.scope"]["units"] == 5
+    assert kinds["a.mount"]["failed"] == 1 and kinds["ssh.service"]["more"] == 0
+
+
+def test_units_of_this_machine() -> None:
+    summary = ask("units").summary
+    assert summary["units"] > 0 and summary["rss_bytes"] > 0
+
+
+@given(st.text())
+def test_any_stat_gives_two_numbers(text: str) -> None:
+    assert all(n >= 0 for n in counts(text))
 
 
 def test_a_recording_of_a_reading_is_a_recording(

@@ -21,10 +21,10 @@ from tegu.heal.snapshot import Group, Process, Snapshot
 if TYPE_CHECKING:
     from tegu.heal.clock import Clock
     from tegu.heal.filesystems import FileSystem
-    from tegu.heal.kernel_log import Event
     from tegu.heal.resolver import Server
     from tegu.heal.units import Unit
     from tegu.linux.conntrack import Flow
+    from tegu.linux.kernel_log import Event
     from tegu.linux.mountinfo import Namespace
     from tegu.linux.sockdiag import TcpSocket
 
@@ -121,7 +121,7 @@ class Look:
     @cached_property
     def log(self) -> list[Event]:
         """What the kernel has said, as events."""
-        from tegu.heal.kernel_log import read_log
+        from tegu.linux.kernel_log import read_log
 
         return read_log()
 

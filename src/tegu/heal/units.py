@@ -1,55 +1,19 @@
-"""systemd's units, and who writes how much to the journal."""
+"""Who writes how much to the journal, beside systemd's units."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 
 from tegu.errors import TeguError
+from tegu.linux.systemd import Unit, list_units, properties
 from tegu.process import run
 
 __all__ = ["Unit", "journal_lines", "list_units", "properties"]
 
 _MOST_LINES = 3_000
 """Reading more takes longer than the look itself; a flood shows in less."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A unit as `systemctl list-units` has it."""
-
-    name: str
-    load: str
-    active: str
-    sub: str
-
-
-def list_units() -> list[Unit]:
-    """Return all units that systemd holds in memory; none where there is no systemd."""
-    try:
-        done = run(
-            ["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager"],
-            timeout=60,
-        )
-    except TeguError:
-        return []
-    found = []
-    for line in done.stdout.splitlines():
-        words = line.split(None, 4)
-        if len(words) >= 4:
-            found.append(Unit(words[0], words[1], words[2], words[3]))
-    return found
-
-
-def properties(unit: str, *names: str) -> dict[str, str]:
-    """Return properties of a unit (systemd.directives(7)); none where there is no systemd."""
-    try:
-        done = run(["systemctl", "show", "--property", ",".join(names), "--", unit], timeout=30)
-    except TeguError:
-        return {}
-    return dict(line.partition("=")[::2] for line in done.stdout.splitlines() if "=" in line)
 
 
 def journal_lines(since: float) -> dict[str, int]:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tegu.heal.finding import Evidence, Finding, Subject
-from tegu.heal.kernel_log import now
 from tegu.heal.look import Look
 from tegu.heal.rule import Rule
+from tegu.linux.kernel_log import now
 
 _FULL = 0.95
 

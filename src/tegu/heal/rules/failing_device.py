@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from tegu.heal.finding import Evidence, Finding, Subject
-from tegu.heal.kernel_log import Event, now
 from tegu.heal.look import Look
 from tegu.heal.rule import Rule
 from tegu.heal.snapshot import text
+from tegu.linux.kernel_log import Event, now
 
 _RECENT = 120.0  # seconds
 

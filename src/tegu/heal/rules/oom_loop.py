@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from tegu.heal.finding import Evidence, Finding, Subject
-from tegu.heal.kernel_log import Event, now
 from tegu.heal.look import Look
 from tegu.heal.rule import Rule
+from tegu.linux.kernel_log import Event, now
 
 _RECENT = 300.0
 _OFTEN = 3

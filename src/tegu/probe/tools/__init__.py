@@ -33,6 +33,10 @@ TOOLS: dict[str, str] = {
     "mounts": "Mounts",
     "groups": "ControlGroups",
     "clocks": "Clocks",
+    "load": "Load",
+    "orders": "LargeBlocks",
+    "units": "Units",
+    "klog": "KernelLog",
 }
 """Name and class; the module has the name."""
 

@@ -10,9 +10,10 @@ import errno
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["Event", "parse_line", "read_log"]
+__all__ = ["Event", "follow", "now", "parse_line", "read_log", "read_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,12 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 
 
-def parse_line(record: str) -> Event | None:
-    """Read one record of /dev/kmsg: `priority,sequence,microseconds,flags;text`."""
+def parse_line(record: str, *, worst: int = -1) -> Event | None:
+    """Read one record of /dev/kmsg: `priority,sequence,microseconds,flags;text`.
+
+    What no pattern knows is no event, unless its level is `worst` or worse (3: errors): then its
+    kind is "line".
+    """
     head, found, rest = record.partition(";")
     words = head.split(",")
     if not found or len(words) < 3 or not words[2].isdigit() or not words[0].isdigit():
@@ -79,34 +84,45 @@ def parse_line(record: str) -> Event | None:
         if match is not None:
             about = {k: v for k, v in match.groupdict().items() if v is not None}
             return Event(kind, at, said, about)
+    if int(words[0]) & 7 <= worst:
+        return Event("line", at, said)
     return None
+
+
+def follow(path: str = "/dev/kmsg", *, new: bool = False) -> int:
+    """Open the kernel's ring buffer; with `new` only what is said from now on. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if new:
+        os.lseek(fd, 0, os.SEEK_END)
+    return fd
+
+
+def read_records(fd: int) -> Iterator[str]:
+    """Yield the records that are there and were not read yet."""
+    while True:
+        try:
+            record = os.read(fd, 8192)
+        except BlockingIOError:
+            return
+        except OSError as e:
+            if e.errno == errno.EPIPE:
+                continue  # overwritten before we came to it: go on with what is left
+            return
+        if not record:
+            return
+        yield record.decode(errors="replace")
 
 
 def read_log(path: str = "/dev/kmsg") -> list[Event]:
     """Return the events in the kernel's ring buffer; none where it may not be read."""
-    events: list[Event] = []
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = follow(path)
     except OSError:
-        return events
+        return []
     try:
-        while True:
-            try:
-                record = os.read(fd, 8192)
-            except BlockingIOError:
-                break
-            except OSError as e:
-                if e.errno == errno.EPIPE:
-                    continue  # overwritten before we came to it: go on with what is left
-                break
-            if not record:
-                break
-            event = parse_line(record.decode(errors="replace"))
-            if event is not None:
-                events.append(event)
+        return [event for event in map(parse_line, read_records(fd)) if event is not None]
     finally:
         os.close(fd)
-    return events
 
 
 def now() -> float:

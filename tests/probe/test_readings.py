@@ -31,6 +31,7 @@ from tegu.probe.reading import cgroup_of, numbers
 from tegu.probe.tools import clocks
 from tegu.probe.tools.load import counts
 from tegu.probe.tools.units import Units, kind_of_name
+from tegu.probe.tools.usage import is_stray
 
 
 def ask(name: str, settings: Settings | None = None) -> Any:
@@ -148,6 +149,34 @@ def test_a_clock_that_jumps_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_clock_that_does_not() -> None:
     recording = ask("clocks")
     assert recording.summary["source"] and abs(recording.summary["moved_seconds"]) < 3600
+
+
+def test_who_uses_the_processors(groups: Groups) -> None:
+    group = groups.make("user")
+    child = groups.python(group, SPIN, one_cpu())
+    for _ in range(PATIENCE):
+        recording = ask("usage", Settings(seconds=1))
+        rows = {p["pid"]: p for p in recording.summary["processes"]}
+        used = {g["cgroup"]: g["percent"] for g in recording.summary["groups"]}
+        if child.pid in rows and used.get(group):
+            break
+    assert rows[child.pid]["cgroup"] == group and not rows[child.pid]["stray"]
+    assert used[group] > 0
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as stray:
+        try:
+            own = is_stray(cgroup_of(stray.pid))
+            for _ in range(PATIENCE):
+                rows = {p["pid"]: p for p in ask("usage").summary["processes"]}
+                if stray.pid in rows:
+                    break
+        finally:
+            stray.kill()
+    assert rows[stray.pid]["stray"] == own
+
+
+def test_strays() -> None:
+    assert is_stray("/") and is_stray("/system.slice") and is_stray("")
+    assert not is_stray("/system.slice/ssh.service") and not is_stray("/kubepods/pod1")
 
 
 def test_a_load_has_an_owner(groups: Groups) -> None:

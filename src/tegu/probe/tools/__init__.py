@@ -34,6 +34,7 @@ TOOLS: dict[str, str] = {
     "groups": "ControlGroups",
     "clocks": "Clocks",
     "load": "Load",
+    "usage": "Usage",
     "orders": "LargeBlocks",
     "units": "Units",
     "klog": "KernelLog",

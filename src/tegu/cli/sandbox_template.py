@@ -19,7 +19,7 @@ def template() -> None:
 
 @app.command(
     epilog="Examples: tegu sandbox template add app oci:/srv/images/app:v1; "
-    "tegu sandbox template add debian docker://docker.io/library/debian:13"
+    "tegu sandbox template add debian docker://registry.example/debian:13"
 )
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME")],

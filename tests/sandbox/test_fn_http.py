@@ -230,6 +230,26 @@ def test_tcp_is_refused_without_a_token(tmp_path: Path) -> None:
         serve(None, "127.0.0.1:0", tmp_path / "no-such-file")
 
 
+def test_a_signal_as_a_connection_comes_ends_it(supervisor: Served, tmp_path: Path) -> None:
+    path = supervisor.directory / "g"
+    env = {**os.environ, "TEGU_SANDBOX_SOCKET": str(supervisor.path), "TEGU_STORE": str(tmp_path)}
+    for _ in range(6):
+        front = subprocess.Popen(
+            [sys.executable, "-m", "tegu", "fn", "serve", "--socket", str(path)], env=env
+        )
+        try:
+            assert until(path.is_socket, 60)
+            with socket.socket(socket.AF_UNIX) as link:
+                link.connect(str(path))
+                link.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                front.send_signal(signal.SIGTERM)
+                assert front.wait(60) == 0
+        finally:
+            front.kill()
+            front.wait()
+        assert not path.exists()
+
+
 def test_the_command_serves_on_a_socket_of_its_users(supervisor: Served, tmp_path: Path) -> None:
     path = supervisor.directory / "f"
     env = {**os.environ, "TEGU_SANDBOX_SOCKET": str(supervisor.path), "TEGU_STORE": str(tmp_path)}

@@ -47,6 +47,7 @@ STATUS = {
 }
 _MOST_BODY = 64 * 2**20
 _MOST_CONNECTIONS = 256
+_POLL = 0.2  # seconds until a signal is heeded
 _PATIENCE = 60.0
 """Seconds that a connection may be silent while it is its turn to speak."""
 _MIN_TOKEN = 16
@@ -201,7 +202,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """Listens until `shutdown`; a thread for each connection, at most 256 of them."""
+    """Listens until `over` is set; a thread for each connection, at most 256 of them."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -214,23 +215,33 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         *,
         supervisor: Path | None = None,
         store: Store | None = None,
+        over: threading.Event | None = None,
     ) -> None:
         self.token = token
         self.supervisor = supervisor
         self.store = store or Store.default()
         self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._over = over or threading.Event()
         super().__init__(("", 0), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Take a connection once one of those before it is done."""
-        self._room.acquire()
+        while not self._room.acquire(timeout=_POLL):
+            if self._over.is_set():
+                self.shutdown_request(request)
+                return
         try:
             super().process_request(request, client_address)
-        except BaseException:
+        except Exception:  # no thread could be started, which would have made room
             self._room.release()
             raise
+
+    def service_actions(self) -> None:
+        """End between two connections when it is over; the loop calls this again and again."""
+        if self._over.is_set():
+            raise KeyboardInterrupt
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer a connection, and make room for another."""
@@ -255,15 +266,18 @@ def serve(path: Path | None, listen: str | None, token_file: Path | None) -> Non
             hint="--token-file FILE, made by: openssl rand -hex 32 > FILE",
         )
     where = path or default_socket().with_name("functions.sock")
+    # An exception out of a signal's handler could come anywhere, and be taken for a connection's.
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
     listener = _listen_tcp(listen) if listen is not None else _listen_unix(where)
-    server = Server(listener, token)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = Server(listener, token, over=over)
     try:
         name = listen or str(where)
         if sys.stderr.isatty():
             print(f"tegu: functions are served at {name}", file=sys.stderr)
         with suppress(KeyboardInterrupt):
-            server.serve_forever()
+            server.serve_forever(poll_interval=_POLL)
     finally:
         listener.close()
         if listen is None:
